@@ -1,0 +1,54 @@
+# make up        the example mesh, from nothing (Python 3.11 or newer is all it needs)
+# make test      everything that must hold, under 5 minutes on two cores
+# make test-long the long tests whole, under 20
+# make lint      format, lint, types, import directions
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Most tests wait for processes: two at a time. A file stays together, for what its tests share.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install up test test-long lint format clean
+
+install: $(VENV)/installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "meshrun needs Python 3.11 or newer; name one with: make PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "cannot make $(VENV): is the venv module of $(PYTHON) installed?"; exit 1; }
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+up: install
+	@# 130 is Ctrl-C, the usual end and no error of this target.
+	@$(BIN)/meshrun up || test $$? -eq 130
+
+test: $(VENV)/installed-dev
+	$(PYTEST)
+
+test-long: $(VENV)/installed-dev
+	MESHRUN_TEST_LONG=1 $(PYTEST) -m long
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .meshrun build dist *.egg-info src/*.egg-info \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,24 @@
+"""The sidecar: one process beside each instance of an app.
+
+`sidecar` is the entry point, called in a fork of the launcher with a channel and bound listeners.
+It joins the rest, and everything happens on one uvloop loop:
+
+    control plane <-> `channel` <-> `sidecar` -> `identity`, `inbound`, `outbound`
+    caller         -> `listener` -> `outbound` or `inbound` -> `splice` -> callee
+
+- `messages` is all that the control plane and a sidecar say to each other. A `Snapshot` is what a
+  sidecar must know, whole; it is obeyed at once and acknowledged.
+- `identity` holds the leaf and the TLS contexts made of it (`leaf`, `tls`), and renews them.
+- `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`), `intentions`
+  asked, and only then the app dialled. `outbound` stands behind an upstream's port: endpoint
+  chosen (`balance`), dialled (`dial`), its identity compared, or the connection parked.
+- `splice` moves the bytes of a joined pair; each of its two directions is in a state of `flow`.
+- `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes
+  tasks, `reports` what is told upwards, without letting a flood through.
+
+Calls go from the top of this list to the bottom; what happens comes back through callables that
+were handed down. A sidecar speaks to its channel, its app and its peers, and to nothing else.
+
+`meshrun.supervisor` shares `messages`, `channel`, `intentions`, `spiffe`, `svid`, `leaf`, `tasks`
+and `errors`; nothing here imports it. Clock and randomness are arguments wherever they decide.
+"""

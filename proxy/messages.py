@@ -1,0 +1,158 @@
+"""The vocabulary of the channel between the control plane and one sidecar.
+
+One channel per sidecar, inherited at the fork, so the channel is the identity: nothing in a message
+says who sent it. The control plane sends whole snapshots with a version; the sidecar answers
+`Enforced` once every listener and every live connection obeys that version.
+
+On the wire a message is a 4-byte big-endian length and that many bytes of MessagePack; see
+`meshrun.proxy.channel`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from meshrun.proxy.intentions import Action, Intention
+
+__all__ = [
+    "ConnectionFailed",
+    "Denied",
+    "Endpoint",
+    "Enforced",
+    "FromSidecar",
+    "Inbound",
+    "LeafIssued",
+    "LeafRefused",
+    "LeafRequested",
+    "Logged",
+    "Renew",
+    "Serving",
+    "Snapshot",
+    "ToSidecar",
+    "Upstream",
+]
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The inbound listener of one ready instance of a service."""
+
+    instance: str
+    host: str
+    port: int
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that the app calls, seen by it as the local listener `name`.
+
+    `identity` is the SPIFFE ID that every endpoint must prove. `connect_timeout_s` bounds how long
+    a connection is parked while no endpoint takes it.
+    """
+
+    name: str
+    service: str
+    identity: str
+    connect_timeout_s: float
+    endpoints: tuple[Endpoint, ...]
+
+
+class Inbound(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the app itself listens; `connect_timeout_s` bounds how long its dial is repeated."""
+
+    host: str
+    port: int
+    connect_timeout_s: float
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """All that a sidecar must know, whole. `roots` are DER certificates, all of them trusted."""
+
+    version: int
+    service: str
+    instance: str
+    identity: str
+    roots: tuple[bytes, ...]
+    default_action: Action
+    intentions: tuple[Intention, ...]
+    inbound: Inbound | None
+    upstreams: tuple[Upstream, ...]
+
+
+class LeafIssued(msgspec.Struct, frozen=True, kw_only=True, tag="leaf-issued"):
+    """The answer to a `LeafRequested`: DER certificates, leaf first, then intermediates.
+
+    `issued_at` and `not_after` are wall-clock seconds since the epoch.
+    """
+
+    request: int
+    chain: tuple[bytes, ...]
+    issued_at: float
+    not_after: float
+
+
+class LeafRefused(msgspec.Struct, frozen=True, kw_only=True, tag="leaf-refused"):
+    """The control plane did not sign the request, for `reason`."""
+
+    request: int
+    reason: str
+
+
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
+    """The sidecar shall get itself a new leaf now (`meshrun certs rotate`)."""
+
+
+class LeafRequested(msgspec.Struct, frozen=True, kw_only=True, tag="leaf-requested"):
+    """A PKCS#10 request in DER for a key that never leaves the sidecar."""
+
+    request: int
+    csr: bytes
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
+    """Every new handshake now uses the leaf with this serial number (hexadecimal)."""
+
+    serial: str
+
+
+class Enforced(msgspec.Struct, frozen=True, kw_only=True, tag="enforced"):
+    """Every listener and live connection obeys this version of the snapshot."""
+
+    version: int
+
+
+class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
+    """A caller was refused: by an intention (`kind="intention"`) or as a peer (`kind="peer"`).
+
+    `source` is a service name, or for a peer that proved no identity what is known of it.
+    `by_default` says that no intention matched. `live` says that it was a live connection, cut
+    because an intention changed. `count` is how many were refused alike since the last message that
+    said so.
+    """
+
+    kind: Literal["intention", "peer"]
+    source: str
+    reason: str
+    by_default: bool = False
+    live: bool = False
+    count: int = 1
+
+
+class ConnectionFailed(msgspec.Struct, frozen=True, kw_only=True, tag="connection-failed"):
+    """A connection found no counterpart in time: the app's (`upstream=None`) or an upstream's.
+
+    `count` is how many failed alike since the last message that said so.
+    """
+
+    upstream: str | None
+    reason: str
+    count: int = 1
+
+
+class Logged(msgspec.Struct, frozen=True, kw_only=True, tag="logged"):
+    """A line for meshrun's own log."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    message: str
+
+
+ToSidecar = Snapshot | LeafIssued | LeafRefused | Renew
+FromSidecar = LeafRequested | Serving | Enforced | Denied | ConnectionFailed | Logged

@@ -1,0 +1,62 @@
+"""Non-blocking TCP sockets: how they are set up, and how they are let go."""
+
+import socket
+import struct
+
+__all__ = ["adopt_listener", "close", "connecting", "end", "reset", "set_up"]
+
+# l_onoff, l_linger: closing sends a reset and throws away what is unsent.
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def adopt_listener(descriptor: int) -> socket.socket:
+    """Take over a listening socket that the supervisor bound."""
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    return listener
+
+
+def set_up(sock: socket.socket) -> socket.socket:
+    """Make `sock` non-blocking and its small messages go at once; return it."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def connecting(family: int, address: tuple[str, int]) -> socket.socket:
+    """Begin to connect to a numeric address; raise OSError if it failed at once.
+
+    Writable means that the attempt is over: `SO_ERROR` says how.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        set_up(sock)
+        sock.connect(address)
+    except BlockingIOError:
+        pass
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def close(sock: socket.socket) -> None:
+    """Close in the ordinary way; a reset that came meanwhile changes nothing."""
+    try:
+        sock.close()
+    except ConnectionError:
+        pass
+
+
+def end(sock: socket.socket) -> None:
+    """Tell the other side that nothing more will come; raise OSError if it is gone."""
+    sock.shutdown(socket.SHUT_WR)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the other side sees a reset, not an end."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    except OSError:
+        pass
+    close(sock)

@@ -1,0 +1,25 @@
+"""The control plane and the commands.
+
+A run is made in this order, each step handing values to the next:
+
+    `cli.up` -> `launching` (forks the launcher, before anything else)
+             -> `configuration` (a file as values, or every mistake in it)
+             -> `preparation` (state folder, ports, root, `plan`; nothing is started yet)
+             -> `supervise` (signals, `api`, exit code) -> `run`
+
+- `run` has the decisions that concern more than one instance: who may start (`dependencies`), who
+  takes calls, how everything ends. Apps and sidecars alike are kept by a `runner` each.
+- `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
+  out. What is particular to an app or a sidecar is in its body (`bodies`), which asks the launcher
+  for processes through `launching`, in the words of `spawning`.
+- `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
+- `controlplane` has a channel to every sidecar: snapshots and leaves (`ca`) go out,
+  acknowledgements and denials come back. Who may call whom is in `intention_book`.
+- `reporter` turns what happens into the `timeline` and the `journal`; apps write into the `logs`.
+- `statedir`, `database` and `runfile` are what is on disk; `processes`, `prctl` and `cgroup` what
+  the kernel is asked.
+- `api` answers on the control socket; `cli` asks there, or reads the folder where nothing runs.
+
+Calls go down this list. What happens comes up through callables and small protocols
+(`controlplane.Observer`, `runner.Body`); `bell` wakes whoever waits for something to become true.
+"""

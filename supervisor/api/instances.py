@@ -1,0 +1,218 @@
+"""The run and its instances: what they are, and starting, stopping, restarting them."""
+
+import asyncio
+import os
+import time
+
+import msgspec
+from aiohttp import web
+
+from meshrun.supervisor import processes, usage
+from meshrun.supervisor.api.answers import END, RUN, Handler, body, json, problem, want_number
+from meshrun.supervisor.lifecycle import Phase, Status
+from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.run import Run
+from meshrun.supervisor.runfile import RUN_MARKER
+
+__all__ = ["ROUTES"]
+
+_meter = usage.Meter()
+
+WAIT_TIMEOUT_S = 60.0
+EVENTS_SHOWN = 5
+
+
+class Names(msgspec.Struct):
+    """The body of what is done to apps."""
+
+    names: list[str] = []
+
+
+async def show_run(request: web.Request) -> web.StreamResponse:
+    """Say what runs here."""
+    run = request.app[RUN]
+    configuration = run.plan.configuration
+    return json(
+        {
+            "run_id": run.prepared.run_id,
+            "pid": os.getpid(),
+            "mesh": configuration.mesh.name,
+            "file": configuration.file,
+            "folder": str(configuration.folder),
+            "trust_domain": configuration.mesh.trust_domain,
+            "default_intention": configuration.mesh.default_intention,
+            "started_at": run.started_at,
+            "state_dir": str(run.prepared.state.path),
+            "isolated": run.prepared.isolated,
+        }
+    )
+
+
+def _uptime_s(status: Status, now: float) -> float | None:
+    if not status.alive or status.started_at is None:
+        return None
+    return round(now - status.started_at, 3)
+
+
+def _row(run: Run, instance: Instance) -> dict[str, object]:
+    now = time.monotonic()
+    app = run.apps.get(instance.name)
+    sidecar = run.sidecars[instance.name].status
+    status = app.status if app is not None else Status()
+    used = _meter.session(status.pid) if status.pid is not None else None
+    own = usage.proportional_bytes(sidecar.pid) if sidecar.pid is not None else None
+    return {
+        "app": instance.service,
+        "instance": instance.name,
+        "state": status.phase.shown if app is not None else "external",
+        "ready": run.is_ready(instance),
+        "pid": status.pid,
+        "port": instance.port,
+        "restarts": status.restarts,
+        "exit_code": status.exit.status if status.exit is not None else None,
+        "uptime_s": _uptime_s(status, now),
+        "sidecar_pid": sidecar.pid,
+        "sidecar_port": instance.inbound_port,
+        "sidecar_state": sidecar.phase.shown,
+        "sidecar_restarts": sidecar.restarts,
+        "cpu_percent": used.cpu_percent if used is not None else None,
+        "memory_bytes": used.memory_bytes if used is not None else None,
+        "sidecar_memory_bytes": own,
+        "reason": _reason(run, instance, status),
+        "next_try_in_s": _next_try_in_s(status, now),
+    }
+
+
+def _reason(run: Run, instance: Instance, status: Status) -> str:
+    if instance.app is None:
+        return run.externals.reason(instance.name)
+    if status.phase is Phase.WAITING:
+        return f"waits for {', '.join(run.verdict(instance).waiting_for)}"
+    return status.reason
+
+
+def _next_try_in_s(status: Status, now: float) -> float | None:
+    return None if status.next_try_at is None else round(max(0.0, status.next_try_at - now), 3)
+
+
+async def list_instances(request: web.Request) -> web.StreamResponse:
+    """Show every instance."""
+    run = request.app[RUN]
+    rows = [_row(run, instance) for instance in run.plan.instances]
+    _meter.forget_all_but(set(processes.all_pids()))
+    return json(rows)
+
+
+async def wait(request: web.Request) -> web.StreamResponse:
+    """Answer when everything is ready, something has failed, or the time is up."""
+    run = request.app[RUN]
+    timeout_s = want_number(request, "timeout", WAIT_TIMEOUT_S)
+    assert timeout_s is not None
+    readiness = await run.ready(timeout_s)
+    return json(
+        {
+            "ready": readiness.ready,
+            "failed": readiness.failed,
+            "reason": readiness.reason,
+            "lines": run.logs.last(readiness.failed) if readiness.failed else [],
+        }
+    )
+
+
+def _outcome(run: Run, names: list[str]) -> web.Response:
+    rows = []
+    for name in names:
+        status = run.apps[name].status
+        rows.append(
+            {
+                "instance": name,
+                "state": status.phase.shown,
+                "ready": status.ready,
+                "reason": status.reason,
+            }
+        )
+    return json(rows)
+
+
+async def start(request: web.Request) -> web.StreamResponse:
+    """Start apps."""
+    run = request.app[RUN]
+    return _outcome(run, await run.start_apps((await body(request, Names)).names))
+
+
+async def stop(request: web.Request) -> web.StreamResponse:
+    """Stop apps."""
+    run = request.app[RUN]
+    names = (await body(request, Names)).names
+    # Shielded: a caller who goes away does not leave an app half-stopped.
+    return _outcome(run, await asyncio.shield(run.stop_apps(names)))
+
+
+async def restart(request: web.Request) -> web.StreamResponse:
+    """Restart apps."""
+    run = request.app[RUN]
+    names = (await body(request, Names)).names
+    return _outcome(run, await asyncio.shield(run.restart_apps(names)))
+
+
+async def down(request: web.Request) -> web.StreamResponse:
+    """End the run; the answer comes before the end."""
+    asyncio.get_running_loop().call_soon(request.app[END])
+    return json({"pid": os.getpid()})
+
+
+async def env(request: web.Request) -> web.StreamResponse:
+    """Show the environment that an instance gets."""
+    run = request.app[RUN]
+    name = run.resolve([request.match_info["instance"]])[0]
+    instance = next(i for i in run.plan.instances if i.name == name)
+    if instance.environment is None:
+        return problem(404, f"{instance.service} is external: meshrun does not start it")
+    shown = {k: v for k, v in instance.environment.items() if k != RUN_MARKER}
+    return json(shown)
+
+
+async def why(request: web.Request) -> web.StreamResponse:
+    """Explain the state of the instances of an app."""
+    run = request.app[RUN]
+    names = run.resolve([request.match_info["app"]])
+    run.timeline.flush()
+    events = run.prepared.database.events(1000)
+    answer = []
+    for instance in run.plan.instances:
+        if instance.name not in names:
+            continue
+        app = run.apps.get(instance.name)
+        status = app.status if app is not None else Status()
+        waiting = status.phase is Phase.WAITING
+        about = (instance.name, instance.service)
+        answer.append(
+            {
+                "instance": instance.name,
+                "state": status.phase.shown if app is not None else "external",
+                "ready": run.is_ready(instance),
+                "reason": _reason(run, instance, status),
+                "exit": str(status.exit) if status.exit is not None else None,
+                "restarts": status.restarts,
+                "next_try_in_s": _next_try_in_s(status, time.monotonic()),
+                "waiting_for": run.verdict(instance).waiting_for if waiting else [],
+                "lines": run.logs.last(instance.name),
+                "events": [e for e in events if e.subject in about or e.source == instance.service][
+                    -EVENTS_SHOWN:
+                ],
+            }
+        )
+    return json(answer)
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/v1/meshrun/run", show_run),
+    ("GET", "/v1/meshrun/instances", list_instances),
+    ("GET", "/v1/meshrun/wait", wait),
+    ("POST", "/v1/meshrun/start", start),
+    ("POST", "/v1/meshrun/stop", stop),
+    ("POST", "/v1/meshrun/restart", restart),
+    ("POST", "/v1/meshrun/down", down),
+    ("GET", "/v1/meshrun/env/{instance}", env),
+    ("GET", "/v1/meshrun/why/{app}", why),
+)

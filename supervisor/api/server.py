@@ -1,0 +1,75 @@
+"""Serves the API on the control socket, and lets in only the owner of the run and root."""
+
+import os
+import socket
+import sqlite3
+import struct
+from collections.abc import Callable
+
+from aiohttp import web
+
+from meshrun.proxy.errors import MeshrunError
+from meshrun.supervisor.api import certificates, instances, intentions, records
+from meshrun.supervisor.api.answers import END, RUN, Handler, problem
+from meshrun.supervisor.run import Run, StoppingError, UnknownNameError
+
+__all__ = ["Server", "serve"]
+
+BODY_LIMIT_BYTES = 1024 * 1024
+_UCRED = struct.Struct("3i")
+
+
+class Server:
+    """The running API server."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self._runner = runner
+
+    async def close(self) -> None:
+        """Stop answering; whoever still follows a stream sees its end."""
+        await self._runner.cleanup()
+
+
+def _caller_uid(request: web.Request) -> int | None:
+    """Return who is at the other end of the socket, as the kernel says (SO_PEERCRED)."""
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if sock is None:
+        return None
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if _caller_uid(request) not in (os.geteuid(), 0):
+        return problem(403, "only the user who runs this mesh, and root, may control it")
+    try:
+        return await handler(request)
+    except UnknownNameError as error:
+        return problem(404, str(error))
+    except StoppingError as error:
+        return problem(409, str(error))
+    except MeshrunError as error:
+        return problem(500, str(error))
+    except (sqlite3.Error, OSError) as error:
+        # A full or broken disk; what was asked for has not been done.
+        return problem(500, f"cannot do that: {error}")
+
+
+async def serve(run: Run, end: Callable[[], None]) -> Server:
+    """Begin to answer; `end` is called when somebody wants the run to end."""
+    application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
+    application[RUN] = run
+    application[END] = end
+    for module in (instances, records, certificates, intentions):
+        for method, path, handler in module.ROUTES:
+            application.router.add_route(method, path, handler)
+    # Followers of a stream do not keep a run from ending.
+    # A handler ends with its caller: who follows a quiet stream and leaves would stay for ever.
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+    )
+    await runner.setup()
+    await web.SockSite(runner, run.prepared.state.listen()).start()
+    return Server(runner)

@@ -1,0 +1,147 @@
+"""What a freshly forked child does before it becomes an app or a sidecar.
+
+The order matters: setsid, cgroup, limits, groups, gid, uid, PDEATHSIG (a change of uid clears it),
+the check that the parent still lives (it may have died before PDEATHSIG was set), the descriptors,
+the signals, exec.
+"""
+
+import os
+import resource
+import signal
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from meshrun.proxy import sidecar
+from meshrun.supervisor import prctl
+from meshrun.supervisor.spawning import AppSpec, Credentials, SidecarSpec
+
+__all__ = ["NOT_STARTED", "become_app", "become_sidecar"]
+
+# As a shell says that a command could not be executed.
+NOT_STARTED = 127
+
+
+def _prepare(
+    launcher: int,
+    limits: Mapping[int, tuple[int, int]],
+    credentials: Credentials | None,
+    cgroup: str | None,
+) -> None:
+    os.setsid()
+    if cgroup is not None:
+        try:
+            Path(cgroup, "cgroup.procs").write_text("0")
+        except OSError:
+            pass  # one of several ways to find it again; the others hold
+    for number, (soft, hard) in limits.items():
+        resource.setrlimit(number, (soft, hard))
+    if credentials is not None:
+        os.setgroups(credentials.groups)
+        os.setgid(credentials.gid)
+        os.setuid(credentials.uid)
+    prctl.set_death_signal()
+    if os.getppid() != launcher:
+        os._exit(NOT_STARTED)
+
+
+def _close_all_but(keep: Iterable[int]) -> None:
+    low = 0
+    for descriptor in sorted(set(keep)):
+        if descriptor > low:  # CPython takes an empty range that ends at 0 for everything
+            os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def _reset_signals() -> None:
+    """Give the child what a program expects, whatever the launcher and its parents ignored."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except OSError:
+                continue  # the two that the C library keeps for its threads
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _standard(descriptors: list[int]) -> list[int]:
+    """Move stdin, stdout and stderr to 0, 1, 2 and everything else out of their way."""
+    high = [os.dup(d) if d > 2 else _above_standard(d) for d in descriptors]
+    for target, descriptor in enumerate(high[:3]):
+        os.dup2(descriptor, target)
+    return high[3:]
+
+
+def _above_standard(descriptor: int) -> int:
+    """Duplicate a descriptor to a number over 2."""
+    low: list[int] = []
+    while (duplicate := os.dup(descriptor)) <= 2:
+        low.append(duplicate)
+    for number in low:
+        os.close(number)
+    return duplicate
+
+
+def become_app(spec: AppSpec, descriptors: list[int], launcher: int) -> NoReturn:
+    """Execute the program, or say on the status pipe why not and end with 127.
+
+    The status pipe closes on exec: its reader sees the end of it when the program runs.
+    """
+    status = descriptors[-1]
+    program, folder = os.fsdecode(spec.argv[0]), os.fsdecode(spec.cwd)
+    try:
+        (status,) = _standard(descriptors)
+        _prepare(launcher, spec.limits, spec.credentials, spec.cgroup)
+        os.set_inheritable(status, False)
+        _close_all_but((0, 1, 2, status))
+        _reset_signals()
+        try:
+            os.chdir(spec.cwd)
+        except OSError as error:
+            _give_up(status, f"cannot enter the folder {folder}: {error.strerror}")
+        os.execvpe(spec.argv[0], spec.argv, spec.environment)
+    except FileNotFoundError:
+        if "/" in program:
+            _give_up(status, f"cannot run {program}: there is no such file, or its interpreter")
+        _give_up(status, f"cannot run {program}: no such command in PATH")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        _give_up(status, f"cannot run {program}: {why}")
+
+
+def _give_up(status: int, reason: str) -> NoReturn:
+    try:
+        os.write(status, reason.encode(errors="replace")[:4000])
+    finally:
+        os._exit(NOT_STARTED)
+
+
+def become_sidecar(spec: SidecarSpec, descriptors: list[int], launcher: int) -> NoReturn:
+    """Run a sidecar in this very process and end with it.
+
+    It does not execute anything, so close-on-exec does nothing for it: everything that is not its
+    own, the other sidecars' channels and the guard pipe above all, is closed here.
+    """
+    code = 1
+    try:
+        own = _standard(descriptors)
+        _prepare(launcher, {}, spec.credentials, spec.cgroup)
+        _close_all_but((0, 1, 2, *own))
+        _reset_signals()
+        # As every Python program has it: a peer that hangs up is an error of one write.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        prctl.set_name(f"sidecar {spec.name}")
+        channel, *listeners = own
+        named = dict(zip(spec.listeners, listeners, strict=True))
+        inbound = named.pop("", None)
+        sidecar.run(instance=spec.name, channel_fd=channel, inbound_fd=inbound, upstream_fds=named)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        # Never unwind into the launcher's frames below this one.
+        os._exit(code)

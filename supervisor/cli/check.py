@@ -1,0 +1,194 @@
+"""`meshrun check`: what mesh.toml would start, without starting it."""
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from meshrun.supervisor.cli.columns import table
+from meshrun.supervisor.cli.place import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meshrun.proxy.intentions import Action, Intention
+    from meshrun.supervisor.plan import Instance, Plan
+
+__all__ = ["Call", "calls", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Whether a service may call another; `declared` if it has it as an upstream."""
+
+    source: str
+    destination: str
+    declared: bool
+    allowed: bool
+    reason: str
+    by_default: bool
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as an object.")
+@click.pass_obj
+def check(place: Place, as_json: bool) -> None:
+    """Check mesh.toml and print the plan: instances, ports, upstreams, and who may call whom.
+
+    Starts nothing. Every mistake is printed with its line and column, and the command exits 2. A
+    fixed port that somebody else has is no mistake of the file: it is a warning.
+    """
+    from meshrun.supervisor.cli import offline
+    from meshrun.supervisor.ports import Wish
+
+    configuration = place.configuration()
+    busy: list[tuple[Wish, int]] = []
+    plan = offline.plan(place, configuration, offline.remembered_ports(place), busy)
+    with offline.reading_book(place, configuration) as book:
+        intentions = book.effective()
+    decided = calls(plan, intentions, configuration.mesh.default_intention)
+    if as_json:
+        click.echo(_json(plan, decided))
+    else:
+        click.echo("\n\n".join(_text(plan, decided)))
+    _warn(busy)
+
+
+def calls(plan: "Plan", intentions: "Sequence[Intention]", default: "Action") -> list[Call]:
+    """Decide about every pair of services of which the second takes calls."""
+    from meshrun.proxy.intentions import decide
+
+    declared = {(i.service, u.service) for i in plan.instances for u in i.upstreams}
+    callable_services = [s for s in plan.services if plan.of(s)[0].inbound_port is not None]
+    found = []
+    for source in plan.services:
+        for destination in callable_services:
+            # An external service starts no calls; an app reaches itself without its sidecar.
+            if source == destination or plan.of(source)[0].app is None:
+                continue
+            decision = decide(intentions, source, destination, default)
+            found.append(
+                Call(
+                    source=source,
+                    destination=destination,
+                    declared=(source, destination) in declared,
+                    allowed=decision.allowed,
+                    reason=decision.reason,
+                    by_default=decision.intention is None,
+                )
+            )
+    return found
+
+
+def _warn(busy: Iterable[tuple[object, int]]) -> None:
+    for wish, port in busy:
+        from meshrun.supervisor.listeners import owner_of
+
+        holder = getattr(wish, "holder", "")
+        message = f"warning: port {port} of {holder} is in use by {owner_of(port)}"
+        click.echo(click.style(message, fg="yellow"), err=True)
+
+
+def _text(plan: "Plan", decided: Iterable[Call]) -> list[str]:
+    mesh = plan.configuration.mesh
+    parts = [
+        f"{plan.configuration.file} is valid: mesh {mesh.name}, trust domain {mesh.trust_domain}, "
+        f"default {mesh.default_intention}",
+        _instances(plan.instances),
+    ]
+    upstreams = _upstreams(plan.instances)
+    shown = _calls(decided)
+    parts += [upstreams] if upstreams else []
+    parts += [shown] if shown else []
+    return parts
+
+
+def _instances(instances: "Iterable[Instance]") -> str:
+    rows = [
+        [
+            instance.name,
+            instance.protocol,
+            _port(instance.port) if instance.app is not None else _address(instance),
+            _port(instance.inbound_port),
+            str(instance.identity),
+            shlex.join(instance.argv) if instance.app is not None else "(external)",
+        ]
+        for instance in instances
+    ]
+    return table(["INSTANCE", "PROTOCOL", "PORT", "SIDECAR PORT", "IDENTITY", "COMMAND"], rows)
+
+
+def _port(port: int | None) -> str:
+    return "" if port is None else str(port)
+
+
+def _address(instance: "Instance") -> str:
+    assert instance.target is not None
+    host, port = instance.target
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _upstreams(instances: "Iterable[Instance]") -> str | None:
+    from meshrun.supervisor.environment import variable_name
+
+    rows = [
+        [
+            instance.name,
+            upstream.service,
+            f"127.0.0.1:{upstream.port}",
+            f"UPSTREAM_{variable_name(upstream.name)}_ADDR",
+        ]
+        for instance in instances
+        for upstream in instance.upstreams
+    ]
+    return table(["INSTANCE", "UPSTREAM", "ADDRESS", "VARIABLE"], rows) if rows else None
+
+
+def _calls(decided: Iterable[Call]) -> str | None:
+    """Show the calls that the file provides for, and those that an intention allows besides."""
+    rows = [
+        [
+            f"{call.source} => {call.destination}",
+            click.style("allowed", fg="green") if call.allowed else click.style("denied", fg="red"),
+            call.reason if call.declared else f"{call.reason} (not an upstream)",
+        ]
+        for call in decided
+        if call.declared or (call.allowed and not call.by_default)
+    ]
+    return table(["CALL", "", "BY"], rows) if rows else None
+
+
+def _json(plan: "Plan", decided: Iterable[Call]) -> str:
+    import msgspec
+
+    mesh = plan.configuration.mesh
+    value = {
+        "file": plan.configuration.file,
+        "mesh": mesh.name,
+        "trust_domain": mesh.trust_domain,
+        "default_intention": mesh.default_intention,
+        "instances": [_instance_json(instance) for instance in plan.instances],
+        "calls": list(decided),
+    }
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def _instance_json(instance: "Instance") -> dict[str, object]:
+    return {
+        "app": instance.service,
+        "instance": instance.name,
+        "external": instance.app is None,
+        "protocol": instance.protocol,
+        "port": instance.port,
+        "address": _address(instance) if instance.target is not None else None,
+        "sidecar_port": instance.inbound_port,
+        "identity": str(instance.identity),
+        "command": instance.argv,
+        "cwd": instance.cwd,
+        "upstreams": [
+            {"name": u.name, "service": u.service, "address": f"127.0.0.1:{u.port}"}
+            for u in instance.upstreams
+        ],
+    }

@@ -1,0 +1,241 @@
+"""The API of a running mesh, called over the control socket in its state folder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from meshrun.supervisor.cli.records import (
+    Check,
+    Event,
+    Explanation,
+    InstanceRow,
+    IntentionRecord,
+    Leaf,
+    LogLine,
+    Outcome,
+    Root,
+    RunInfo,
+    Stopping,
+    Verdict,
+)
+from meshrun.supervisor.cli.transport import Response, TransportError, exchange
+from meshrun.supervisor.errors import MeshrunError, NotRunningError
+from meshrun.supervisor.statedir import StateDir
+
+__all__ = ["ApiError", "Client"]
+
+T = TypeVar("T")
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
+
+CONNECT_TIMEOUT_S = 5.0
+# What only has to look something up; a supervisor that was stopped (SIGSTOP) must not hang `ps`.
+ANSWER_TIMEOUT_S = 15.0
+# What waits until every sidecar enforces it.
+ENFORCE_TIMEOUT_S = 60.0
+
+
+class ApiError(MeshrunError):
+    """The mesh refused; `status` is HTTP's, the message the API's own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """Calls the supervisor that runs in a state folder, one connection a call.
+
+    Every method raises NotRunningError where none runs, ApiError where it refuses, MeshrunError
+    where it cannot be understood.
+    """
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+
+    def is_running(self) -> bool:
+        """Tell whether somebody listens on the control socket."""
+        try:
+            self._state.connect(CONNECT_TIMEOUT_S).close()
+        except NotRunningError:
+            return False
+        return True
+
+    def run(self) -> RunInfo:
+        """Return what runs."""
+        return self._ask("GET", "/v1/meshrun/run", RunInfo)
+
+    def instances(self) -> list[InstanceRow]:
+        """Return the state of every instance."""
+        return self._ask("GET", "/v1/meshrun/instances", list[InstanceRow])
+
+    def wait(self, timeout_s: float) -> Verdict:
+        """Wait until all is ready or something failed, `timeout_s` at most."""
+        return self._ask(
+            "GET",
+            "/v1/meshrun/wait",
+            Verdict,
+            query={"timeout": f"{timeout_s:g}"},
+            timeout_s=timeout_s + ANSWER_TIMEOUT_S,
+        )
+
+    def act(self, action: str, names: Sequence[str]) -> list[Outcome]:
+        """Do `start`, `stop` or `restart`; returns when it is done, however long that takes."""
+        path = f"/v1/meshrun/{quote(action)}"
+        return self._ask("POST", path, list[Outcome], body={"names": names}, timeout_s=None)
+
+    def down(self) -> Stopping:
+        """Tell the run to end."""
+        return self._ask("POST", "/v1/meshrun/down", Stopping)
+
+    def logs(self, names: Sequence[str], last: int | None, *, follow: bool) -> Iterator[LogLine]:
+        """Yield lines of output, with `follow` until the run ends."""
+        query = [("app", name) for name in names] + _last(last, follow=follow)
+        return self._stream("/v1/meshrun/logs", LogLine, query, follow=follow)
+
+    def events(self, last: int | None, *, follow: bool) -> Iterator[Event]:
+        """Yield events, with `follow` until the run ends."""
+        query = _last(last, follow=follow)
+        return self._stream("/v1/meshrun/events", Event, query, follow=follow)
+
+    def env(self, instance: str) -> dict[str, str]:
+        """Return the environment of an instance."""
+        return self._ask("GET", f"/v1/meshrun/env/{quote(instance, safe='')}", dict[str, str])
+
+    def why(self, app: str) -> list[Explanation]:
+        """Return why the instances of an app are in their state."""
+        return self._ask("GET", f"/v1/meshrun/why/{quote(app, safe='')}", list[Explanation])
+
+    def certs(self) -> list[Leaf]:
+        """Return the leaf of every sidecar."""
+        return self._ask("GET", "/v1/meshrun/certs", list[Leaf])
+
+    def roots(self) -> list[Root]:
+        """Return the trusted roots."""
+        return self._ask("GET", "/v1/meshrun/roots", list[Root])
+
+    def rotate(self, names: Sequence[str]) -> list[Leaf]:
+        """Have new leaves issued; returns when the sidecars serve them."""
+        return self._ask(
+            "POST",
+            "/v1/meshrun/certs/rotate",
+            list[Leaf],
+            body={"names": names},
+            timeout_s=ENFORCE_TIMEOUT_S,
+        )
+
+    def intentions(self) -> list[IntentionRecord]:
+        """Return the intentions in force, in evaluation order."""
+        return self._ask("GET", "/v1/connect/intentions", list[IntentionRecord])
+
+    def put_intention(
+        self,
+        source: str,
+        destination: str,
+        action: str,
+        *,
+        description: str,
+        meta: Mapping[str, str],
+        replace: bool,
+    ) -> None:
+        """Create an intention, or with `replace` put it in place of another.
+
+        Returns when every sidecar enforces it.
+        """
+        pair = {"source": source, "destination": destination}
+        body = {"SourceType": "consul", "Action": action, "Description": description, "Meta": meta}
+        self._ask(
+            "PUT",
+            "/v1/connect/intentions/exact",
+            bool,
+            query={**pair, "replace": "1" if replace else "0"},
+            body=body,
+            timeout_s=ENFORCE_TIMEOUT_S,
+        )
+
+    def delete_intention(self, source: str, destination: str) -> None:
+        """Delete a runtime intention; returns when no sidecar follows it any more."""
+        self._ask(
+            "DELETE",
+            "/v1/connect/intentions/exact",
+            bool,
+            query={"source": source, "destination": destination},
+            timeout_s=ENFORCE_TIMEOUT_S,
+        )
+
+    def match_intentions(self, by: str, name: str) -> list[IntentionRecord]:
+        """Return the intentions that name a source or destination, in evaluation order."""
+        found = self._ask(
+            "GET",
+            "/v1/connect/intentions/match",
+            dict[str, list[IntentionRecord]],
+            query={"by": by, "name": name},
+        )
+        return found.get(name, [])
+
+    def check_intention(self, source: str, destination: str) -> Check:
+        """Return whether a source may call a destination."""
+        query = {"source": source, "destination": destination}
+        return self._ask("GET", "/v1/connect/intentions/check", Check, query=query)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        *,
+        query: Query = (),
+        body: object = None,
+        timeout_s: float | None = ANSWER_TIMEOUT_S,
+    ) -> T:
+        with self._state.connect(CONNECT_TIMEOUT_S) as connection:
+            connection.settimeout(timeout_s)
+            target = f"{path}?{urlencode(query)}" if query else path
+            content = None if body is None else msgspec.json.encode(body)
+            try:
+                response = exchange(connection, method, target, content)
+                answer = response.body()
+            except TransportError as error:
+                raise self._lost(error) from error
+        _refuse(response, answer)
+        return _decoded(answer, kind)
+
+    def _stream(self, path: str, kind: type[T], query: Query, *, follow: bool) -> Iterator[T]:
+        with self._state.connect(CONNECT_TIMEOUT_S) as connection:
+            connection.settimeout(None if follow else ANSWER_TIMEOUT_S)
+            target = f"{path}?{urlencode(query)}" if query else path
+            try:
+                response = exchange(connection, "GET", target, None)
+                if response.status >= 400:
+                    _refuse(response, response.body())
+                for line in response.lines():
+                    yield _decoded(line, kind)
+            except TransportError as error:
+                # A stream that is followed ends with the mesh, and that is no error.
+                if not (follow and not self.is_running()):
+                    raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> MeshrunError:
+        return MeshrunError(f"cannot talk to the mesh in {self._state.path}: {error}")
+
+
+def _last(last: int | None, *, follow: bool) -> list[tuple[str, str]]:
+    query = [] if last is None else [("n", str(last))]
+    return [*query, ("follow", "1")] if follow else query
+
+
+def _refuse(response: Response, answer: bytes) -> None:
+    if response.status >= 400:
+        message = answer.decode(errors="replace").strip() or f"HTTP status {response.status}"
+        raise ApiError(response.status, message)
+
+
+def _decoded(content: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise MeshrunError(
+            f"cannot understand the answer of the running mesh: {error}; "
+            "was it started by another version of meshrun?"
+        ) from error

@@ -1,0 +1,70 @@
+"""`meshrun start`, `stop` and `restart`: apps of the running mesh."""
+
+import click
+import msgspec
+
+from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.cli.ps import state_colour
+from meshrun.supervisor.cli.records import Outcome
+
+__all__ = ["restart", "start", "stop"]
+
+_BAD = ("failed", "backoff", "crash-loop")
+
+_apps = click.argument("apps", metavar="[APP…]", nargs=-1)
+_json = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+
+
+@click.command()
+@_apps
+@_json
+@click.pass_obj
+def start(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
+    """Start apps of the running mesh that are stopped, completed or failed.
+
+    APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
+    """
+    return _act(place, "start", apps, as_json)
+
+
+@click.command()
+@_apps
+@_json
+@click.pass_obj
+def stop(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
+    """Stop apps and leave the rest of the mesh running.
+
+    APP is an app (`web`) or one instance (`web.1`); none means all. They stay stopped until
+    `meshrun start`; their sidecars keep running. To end the mesh itself use `meshrun down`.
+    """
+    return _act(place, "stop", apps, as_json)
+
+
+@click.command()
+@_apps
+@_json
+@click.pass_obj
+def restart(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
+    """Stop apps and start them again.
+
+    APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
+    """
+    return _act(place, "restart", apps, as_json)
+
+
+def _act(place: Place, action: str, apps: tuple[str, ...], as_json: bool) -> int:
+    outcomes = place.client().act(action, apps)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(outcomes), indent=2).decode())
+    else:
+        width = max((len(outcome.instance) for outcome in outcomes), default=0)
+        for outcome in outcomes:
+            click.echo(f"{outcome.instance:<{width}}  {_said(outcome)}")
+    return 1 if action != "stop" and any(outcome.state in _BAD for outcome in outcomes) else 0
+
+
+def _said(outcome: Outcome) -> str:
+    state = click.style(outcome.state, fg=state_colour(outcome.state))
+    ready = ", ready" if outcome.ready else ""
+    reason = f": {outcome.reason}" if outcome.reason not in (None, "", outcome.state) else ""
+    return f"{state}{ready}{reason}"

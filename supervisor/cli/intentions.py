@@ -1,0 +1,334 @@
+"""`meshrun intentions`: who may call whom, in the words and exit codes of `consul intention`."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import click
+import msgspec
+
+from meshrun.proxy.intentions import Intention, precedence
+from meshrun.supervisor.cli.columns import table
+from meshrun.supervisor.cli.group import Group
+from meshrun.supervisor.cli.intention_access import Access, open_access
+from meshrun.supervisor.cli.intention_arguments import (
+    ArgumentsError,
+    Pairing,
+    Wanted,
+    meta_entry,
+    read_wanted,
+    sought,
+    target,
+    two_services,
+)
+from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.cli.records import IntentionRecord
+from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.intention_book import IntentionNotFoundError, not_found
+
+__all__ = ["intentions"]
+
+
+class _Command(click.Command):
+    """A command whose every failure, usage included, has one exit code, as in Consul."""
+
+    failure = 1
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        """Read the arguments."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            error.show()
+            raise click.exceptions.Exit(self.failure) from error
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MeshrunError as error:
+            prefix = "Error: " if isinstance(error, ArgumentsError) else "meshrun: "
+            click.echo(f"{prefix}{error}", err=True)
+            ctx.exit(self.failure)
+
+
+class _Check(_Command):
+    """Consul's `check` keeps 1 for "denied"."""
+
+    failure = 2
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, as Consul's API has it.")
+
+
+def _pair_arguments(command: "click.decorators.FC") -> "click.decorators.FC":
+    for option in (
+        click.option("--from", "source", metavar="SRC", help="The same as the first argument."),
+        click.option("--to", "destination", metavar="DST", help="The same as the second argument."),
+        click.argument("names", metavar="SRC DST", nargs=-1),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Group)
+def intentions() -> None:
+    """Say who may call whom, while the mesh runs.
+
+    These intentions lie over those of mesh.toml, outlive the run, and can be read and changed where
+    no mesh runs, too. A service is named as in mesh.toml, `*` means every one. Of all that match a
+    call exactly one decides: that with the most exact destination, then the most exact source.
+
+    \b
+    meshrun intentions create web db           web may call db
+    meshrun intentions create -deny '*' db     nobody else may
+    meshrun intentions check web db            Allowed
+    meshrun intentions delete web db
+    """
+
+
+@intentions.command(cls=_Command)
+@_pair_arguments
+@click.option("--allow", is_flag=True, help="Let the source call the destination (the default).")
+@click.option("--deny", is_flag=True, help="Keep the source from calling the destination.")
+@click.option("--replace", is_flag=True, help="Replace the intention that the pair has.")
+@click.option("--description", metavar="TEXT", default="", help="What it is for.")
+@click.option("--meta", metavar="KEY=VALUE", multiple=True, help="A note; may be repeated.")
+@click.option(
+    "--file", "from_files", is_flag=True, help="The arguments are JSON files, - is stdin."
+)
+@click.option("--verb", hidden=True)
+@click.pass_obj
+def create(
+    place: Place,
+    names: tuple[str, ...],
+    source: str | None,
+    destination: str | None,
+    allow: bool,
+    deny: bool,
+    replace: bool,
+    description: str,
+    meta: tuple[str, ...],
+    from_files: bool,
+    verb: str | None,
+) -> None:
+    """Let SRC call DST, or with -deny keep it from that.
+
+    Returns when every sidecar enforces it; a deny also closes the connections that it forbids. A
+    pair has one intention: another one fails unless -replace is given.
+
+    \b
+    meshrun intentions create web db
+    meshrun intentions create -deny -replace web db
+    meshrun intentions create -from web -to db -meta team=shop -description "orders"
+    echo '{"SourceName": "web", "DestinationName": "db"}' | meshrun intentions create -file -
+    """
+    if verb is not None:
+        raise ArgumentsError(
+            "cannot create an intention with -verb: intentions per HTTP request are not supported "
+            "yet; without -verb it is about every call"
+        )
+    if allow and deny:
+        raise ArgumentsError("Only one of -allow or -deny may be specified.")
+    if from_files:
+        wanted = _from_files(names)
+    else:
+        pair = two_services(Pairing(names, source, destination))
+        wanted = [
+            Wanted(
+                source_name=pair[0],
+                destination_name=pair[1],
+                action="deny" if deny else "allow",
+                description=description,
+                meta=dict(meta_entry(entry) for entry in meta),
+            )
+        ]
+    with open_access(place) as access:
+        for one in wanted:
+            _create(access, one, replace=replace)
+
+
+def _from_files(names: Sequence[str]) -> list[Wanted]:
+    if not names:
+        raise ArgumentsError("Must specify at least one file, or - for the standard input")
+    wanted = []
+    for name in names:
+        try:
+            with click.open_file(name, "rb") as file:
+                wanted.append(read_wanted(file.read(), name))
+        except OSError as error:
+            raise ArgumentsError(f"cannot read {name}: {error.strerror}") from error
+    return wanted
+
+
+def _create(access: Access, wanted: Wanted, *, replace: bool) -> None:
+    # Only for what is said of it; whether it may be made is decided where it is kept.
+    replaces = replace and access.find(wanted.pair) is not None
+    access.warn_of_unknown(wanted.pair)
+    access.put(wanted, replace=replace)
+    if not replaces:
+        source, destination = wanted.pair
+        click.echo(f"Created: {source} => {destination} ({wanted.action})")
+
+
+@intentions.command(cls=_Check)
+@_pair_arguments
+@_json
+@click.pass_obj
+def check(
+    place: Place,
+    names: tuple[str, ...],
+    source: str | None,
+    destination: str | None,
+    as_json: bool,
+) -> int:
+    """Say whether SRC may call DST: `Allowed` or `Denied`.
+
+    Exits 0 where it may, 1 where it may not, 2 where that cannot be said. `meshrun why SRC DST`
+    names the intention that decides.
+    """
+    pair = two_services(Pairing(names, source, destination))
+    with open_access(place) as access:
+        access.warn_of_unknown(pair)
+        found = access.check(pair)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        click.echo("Allowed" if found.allowed else "Denied")
+    return 0 if found.allowed else 1
+
+
+@intentions.command(cls=_Command)
+@_pair_arguments
+@_json
+@click.pass_obj
+def get(
+    place: Place,
+    names: tuple[str, ...],
+    source: str | None,
+    destination: str | None,
+    as_json: bool,
+) -> None:
+    """Show one intention, by SRC and DST or by its ID.
+
+    \b
+    meshrun intentions get web db
+    meshrun intentions get 5f0d2c1e-8f4e-5d5b-9c39-0d8d1c1b2a3f
+    """
+    with open_access(place) as access:
+        found = _found(access, sought(Pairing(names, source, destination)))
+    if as_json:
+        _print_json(IntentionRecord.of(found))
+    else:
+        click.echo("\n".join(_described(found)))
+
+
+@intentions.command("list", cls=_Command)
+@_json
+@click.pass_obj
+def list_all(place: Place, as_json: bool) -> int:
+    """List the intentions in force, in the order in which they are evaluated.
+
+    Exits 2 where there are none (with --json: prints an empty list and exits 0).
+    """
+    with open_access(place) as access:
+        found = access.effective()
+    if as_json:
+        _print_json([IntentionRecord.of(intention) for intention in found])
+        return 0
+    if not found:
+        click.echo("There are no intentions.", err=True)
+        return 2
+    click.echo(
+        table(
+            ["ID", "Source", "Action", "Destination", "Precedence", "Origin"],
+            [
+                [i.id, i.source, i.action, i.destination, str(precedence(i)), i.where or i.origin]
+                for i in found
+            ],
+        )
+    )
+    return 0
+
+
+@intentions.command(cls=_Command)
+@click.argument("names", metavar="NAME", nargs=-1)
+@click.option("--source", "by_source", is_flag=True, help="Those that name NAME as the source.")
+@click.option(
+    "--destination", "by_destination", is_flag=True, help="As the destination (the default)."
+)
+@_json
+@click.pass_obj
+def match(
+    place: Place, names: tuple[str, ...], by_source: bool, by_destination: bool, as_json: bool
+) -> None:
+    """List the intentions that may decide about calls to NAME, or with -source from it."""
+    if by_source and by_destination:
+        raise ArgumentsError("Only one of -source or -destination may be specified.")
+    if len(names) != 1:
+        raise ArgumentsError("Must specify exactly one argument: the name of a service")
+    name = target(names[0])
+    by: Literal["source", "destination"] = "source" if by_source else "destination"
+    with open_access(place) as access:
+        found = access.match(by, name)
+    if as_json:
+        _print_json([IntentionRecord.of(intention) for intention in found])
+        return
+    for intention in found:
+        click.echo(str(intention))
+
+
+@intentions.command(cls=_Command)
+@_pair_arguments
+@click.pass_obj
+def delete(
+    place: Place, names: tuple[str, ...], source: str | None, destination: str | None
+) -> None:
+    """Delete one intention, by SRC and DST or by its ID.
+
+    The one that mesh.toml has for the pair, if it has one, is in force again; that one itself is
+    deleted in mesh.toml. Returns when no sidecar follows the deleted one any more.
+    """
+    with open_access(place) as access:
+        wanted = sought(Pairing(names, source, destination))
+        access.delete(wanted if isinstance(wanted, tuple) else _found(access, wanted).pair)
+    click.echo("Intention deleted.")
+
+
+def _found(access: Access, wanted: tuple[str, str] | str) -> Intention:
+    found = access.find(wanted)
+    if found is None:
+        raise IntentionNotFoundError(not_found(wanted))
+    return found
+
+
+def _described(intention: Intention) -> list[str]:
+    facts = [
+        ("Source", intention.source),
+        ("Destination", intention.destination),
+        ("Action", intention.action),
+        ("ID", intention.id),
+    ]
+    if intention.description:
+        facts.append(("Description", intention.description))
+    facts += [(f"Meta[{key}]", value) for key, value in sorted(intention.meta.items())]
+    if intention.created_at:
+        facts.append(("Created At", _rfc850(intention.created_at)))
+    facts.append(("Defined In", intention.where or intention.origin))
+    width = max(len(name) for name, _ in facts) + 2
+    return [f"{name + ':':<{width}}{value}" for name, value in facts]
+
+
+def _rfc850(at: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(at).astimezone().strftime("%A, %d-%b-%y %H:%M:%S %Z")
+
+
+def _print_json(value: IntentionRecord | Sequence[IntentionRecord]) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

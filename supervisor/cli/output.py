@@ -1,0 +1,164 @@
+"""`meshrun logs` and `meshrun events`: what was said and what happened."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+import click
+import msgspec
+
+from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.cli.records import Event, LogLine
+from meshrun.supervisor.errors import MeshrunError, NotRunningError
+
+__all__ = ["events", "logs"]
+
+# What `events` shows without -n; more of them are kept.
+EVENTS_SHOWN = 100
+
+_COLOURS = {"denied": "red", "failed": "red", "crash-loop": "red", "exited": "yellow"}
+
+_follow = click.option(
+    "-f", "--follow", is_flag=True, help="Go on with what comes, until the mesh ends or Ctrl-C."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
+
+
+@click.command()
+@click.argument("apps", metavar="[APP…]", nargs=-1)
+@_follow
+@click.option(
+    "-n",
+    "last",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Only the last N lines of each instance.",
+)
+@_json
+@click.pass_obj
+def logs(
+    place: Place, apps: tuple[str, ...], follow: bool, last: int | None, as_json: bool
+) -> None:
+    """Print what the apps wrote, each line after the name of its instance.
+
+    APP is an app (`web`) or one instance (`web.1`); none means all. Without -f this works after
+    the mesh has ended, too.
+    """
+    running = place.running()
+    if running is not None:
+        names = _chosen([row.instance for row in running.instances()], apps)
+        lines: Iterable[LogLine] = running.logs(apps, last, follow=follow)
+    elif follow:
+        raise NotRunningError(
+            "cannot follow the logs: no mesh runs here (without -f the last run's are printed)"
+        )
+    else:
+        names, lines = _stored_lines(place, apps, last)
+    if as_json:
+        _print_json(lines)
+    else:
+        _print_lines(lines, names)
+
+
+@click.command()
+@_follow
+@click.option(
+    "-n",
+    "last",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=EVENTS_SHOWN,
+    show_default=True,
+    help="Only the last N events.",
+)
+@_json
+@click.pass_obj
+def events(place: Place, follow: bool, last: int, as_json: bool) -> None:
+    """Print the timeline: starts, exits, probes, denied calls, rotations, changed intentions.
+
+    Denied calls of one pair are summed up once a second. Without -f this works after the mesh has
+    ended, too.
+    """
+    running = place.running()
+    if running is not None:
+        found: Iterable[Event] = running.events(last, follow=follow)
+    elif follow:
+        raise NotRunningError("cannot follow the events: no mesh runs here")
+    else:
+        found = _stored_events(place, last)
+    if as_json:
+        _print_json(found)
+        return
+    for event in found:
+        click.echo(_shown(event))
+        sys.stdout.flush()
+
+
+def _chosen(known: Sequence[str], apps: Sequence[str]) -> list[str]:
+    """Return the instances that are meant. Raises MeshrunError for a name that is none."""
+    services = [name.rpartition(".")[0] for name in known]
+    for app in apps:
+        if app not in known and app not in services:
+            from meshrun.supervisor.suggest import hint
+
+            raise MeshrunError(f"there are no logs of {app}{hint(app, [*known, *services])}")
+    return [
+        name
+        for name, service in zip(known, services, strict=True)
+        if not apps or name in apps or service in apps
+    ]
+
+
+def _stored_lines(
+    place: Place, apps: Sequence[str], last: int | None
+) -> tuple[list[str], Iterator[LogLine]]:
+    import heapq
+
+    from meshrun.supervisor import logs as stored
+
+    try:
+        state = place.open_state()
+    except NotRunningError as error:
+        raise NotRunningError(f"there are no logs: {error}") from error
+    names = _chosen(stored.instances(state), apps)
+    # Each file is in the order of its times; sorting by them keeps the order within a file.
+    found = heapq.merge(
+        *(stored.tail(state, name, last) for name in names), key=lambda line: line.at
+    )
+    return names, (LogLine(line.at, line.instance, line.stream, line.text) for line in found)
+
+
+def _stored_events(place: Place, last: int) -> list[Event]:
+    from meshrun.supervisor.cli import offline
+
+    with offline.reading(place) as database:
+        if database is None:
+            raise NotRunningError(f"there are no events: no mesh has run in {place.state_path()}")
+        return [Event(**msgspec.structs.asdict(event)) for event in database.events(last)]
+
+
+def _print_json(records: Iterable[LogLine] | Iterable[Event]) -> None:
+    for record in records:
+        sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _print_lines(lines: Iterable[LogLine], names: Sequence[str]) -> None:
+    from meshrun.supervisor.painter import Painter
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    painter = Painter(names, colour=colour)
+    for line in lines:
+        content = line.text.encode(errors="replace")
+        sys.stdout.buffer.write(painter.paint(line.instance, content))
+        sys.stdout.buffer.flush()
+
+
+def _shown(event: Event) -> str:
+    moment = datetime.fromtimestamp(event.at).astimezone()
+    time = moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+    kind = click.style(f"{event.kind:<10}", fg=_COLOURS.get(event.kind, "cyan"))
+    times = f" ({event.count} times)" if event.count > 1 else ""
+    subject = "" if event.subject in event.message else f"{event.subject}: "
+    return f"{click.style(time, dim=True)}  {kind}  {subject}{event.message}{times}"

@@ -1,0 +1,213 @@
+"""What the API of a running mesh answers, as the commands read it; fields not named are ignored."""
+
+from typing import Literal
+
+import msgspec
+
+from meshrun.proxy.intentions import Action, Intention, precedence
+
+__all__ = [
+    "Check",
+    "Event",
+    "Explanation",
+    "InstanceRow",
+    "IntentionRecord",
+    "Leaf",
+    "LogLine",
+    "Outcome",
+    "Root",
+    "RunInfo",
+    "Stopping",
+    "Verdict",
+]
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A run; `started_at` in wall-clock seconds."""
+
+    run_id: str
+    pid: int
+    mesh: str
+    file: str
+    folder: str
+    trust_domain: str
+    default_intention: Action
+    started_at: float
+    state_dir: str
+    isolated: bool = False
+
+
+class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one instance and its sidecar: a row of `ps`."""
+
+    app: str
+    instance: str
+    state: str
+    ready: bool
+    pid: int | None = None
+    port: int | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+    uptime_s: float | None = None
+    sidecar_pid: int | None = None
+    sidecar_port: int | None = None
+    sidecar_state: str | None = None
+    sidecar_restarts: int = 0
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    sidecar_memory_bytes: int | None = None
+    reason: str | None = None
+    next_try_in_s: float | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """How waiting ended; `failed` is the guilty instance, `lines` the last that it wrote."""
+
+    ready: bool
+    failed: str | None = None
+    reason: str | None = None
+    lines: list[str] = []
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an instance that was started, stopped or restarted."""
+
+    instance: str
+    state: str
+    ready: bool
+    reason: str | None = None
+
+
+class Stopping(msgspec.Struct, frozen=True):
+    """The process whose end is the end of the run."""
+
+    pid: int
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """A line of output; `at` in wall-clock seconds."""
+
+    at: float
+    instance: str
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of the timeline (`meshrun.supervisor.timeline.Happening`)."""
+
+    at: float
+    kind: str
+    subject: str
+    message: str
+    source: str | None = None
+    destination: str | None = None
+    count: int = 1
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an instance is in its state."""
+
+    instance: str
+    state: str
+    ready: bool
+    reason: str | None = None
+    exit: str | None = None
+    restarts: int = 0
+    next_try_in_s: float | None = None
+    waiting_for: list[str] = []
+    lines: list[str] = []
+    events: list[Event] = []
+
+
+class Leaf(msgspec.Struct, frozen=True, kw_only=True):
+    """The certificate that a sidecar serves; times in wall-clock seconds."""
+
+    service: str
+    instance: str
+    identity: str
+    serial: str
+    not_before: float
+    not_after: float
+    issued_at: float
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True):
+    """A trusted root; times in wall-clock seconds."""
+
+    trust_domain: str
+    serial: str
+    not_before: float
+    not_after: float
+    active: bool
+    pem: str
+
+
+class Check(msgspec.Struct, frozen=True, rename="pascal"):
+    """Whether a call is allowed, and by what."""
+
+    allowed: bool
+    reason: str = ""
+
+
+class IntentionRecord(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """An intention in the JSON of Consul's API; times in RFC 3339."""
+
+    id: str = msgspec.field(name="ID")
+    description: str = ""
+    source_ns: str = msgspec.field(name="SourceNS", default="default")
+    source_name: str
+    destination_ns: str = msgspec.field(name="DestinationNS", default="default")
+    destination_name: str
+    source_type: str = "consul"
+    action: Action
+    meta: dict[str, str] = {}
+    precedence: int
+    created_at: str
+    updated_at: str
+    origin: Literal["file", "runtime"]
+    where: str = ""
+
+    @classmethod
+    def of(cls, intention: Intention) -> "IntentionRecord":
+        """Return the record of an intention."""
+        created = _rfc3339(intention.created_at)
+        return cls(
+            id=intention.id,
+            description=intention.description,
+            source_name=intention.source,
+            destination_name=intention.destination,
+            action=intention.action,
+            meta=intention.meta,
+            precedence=precedence(intention),
+            created_at=created,
+            updated_at=created,
+            origin=intention.origin,
+            where=intention.where,
+        )
+
+    def intention(self) -> Intention:
+        """Return the intention of this record."""
+        return Intention(
+            source=self.source_name,
+            destination=self.destination_name,
+            action=self.action,
+            id=self.id,
+            origin=self.origin,
+            where=self.where,
+            description=self.description,
+            meta=self.meta,
+            created_at=_wall_clock_s(self.created_at),
+        )
+
+
+def _rfc3339(at: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at, tz=UTC).isoformat().replace("+00:00", "Z")
+
+
+def _wall_clock_s(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,162 @@
+"""`meshrun up`: the command that becomes the supervisor."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meshrun.supervisor.cli import detaching
+from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.launching import Launcher
+from meshrun.supervisor.plan import Selection
+from meshrun.supervisor.units import UnitError, seconds
+
+__all__ = ["up"]
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[tuple[str, int]]
+else:  # older versions of click have it, but not as a generic type
+    _ParamType = click.ParamType
+
+
+class Scale(_ParamType):
+    """APP=N."""
+
+    name = "app=n"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Read it."""
+        name, equals, number = str(value).partition("=")
+        if not (name and equals and number.isdecimal() and 0 < int(number) <= 100):
+            self.fail(f"{value!r} is not APP=N with N from 1 to 100", param, ctx)
+        return name, int(number)
+
+
+@click.command()
+@click.argument("apps", nargs=-1, metavar="[APP]...")
+@click.option("-d", "--detach", is_flag=True, help="Go on in the background; see `meshrun down`.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Detach, and return when everything is ready, or at once when something fails.",
+)
+@click.option(
+    "--timeout",
+    default="60s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long --wait waits at most.",
+)
+@click.option("--no-deps", is_flag=True, help="Start only the apps named, not what they need.")
+@click.option("--scale", multiple=True, type=Scale(), help="Run N instances of APP.")
+@click.option(
+    "--isolated",
+    is_flag=True,
+    help="Allocate every fixed port too, in a state folder of its own: a copy beside others.",
+)
+@click.option(
+    "--procfile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Run a Procfile, without a mesh.toml.",
+)
+@click.option("--detached", is_flag=True, hidden=True)
+@click.pass_context
+def up(
+    ctx: click.Context,
+    apps: tuple[str, ...],
+    detach: bool,
+    wait: bool,
+    timeout: str,
+    no_deps: bool,
+    scale: tuple[tuple[str, int], ...],
+    isolated: bool,
+    procfile: Path | None,
+    detached: bool,
+) -> None:
+    """Start the mesh: all apps, or those named and what they need.
+
+    Runs in the foreground with one log; Ctrl-C stops everything in order, a second one kills. It
+    ends by itself when every app has ended for good.
+
+    \b
+    meshrun up                     everything in mesh.toml
+    meshrun up web --scale web=2   two instances of web, and what it needs
+    meshrun up --wait && pytest    in the background, tests once all is ready
+    """
+    place = ctx.ensure_object(Place)
+    if detach or wait:
+        timeout_s = _seconds(timeout)
+        options = [
+            *apps,
+            *(["--no-deps"] if no_deps else ()),
+            *(["--isolated"] if isolated else ()),
+        ]
+        options += [f"--scale={name}={number}" for name, number in scale]
+        options += [f"--procfile={procfile}"] if procfile is not None else []
+        ctx.exit(detaching.detach(place, options, timeout_s if wait else None))
+    # Before anything else, the loop, threads and secrets above all: what is here is in every child.
+    launcher = Launcher.start(silent=detached)
+    try:
+        code = _run(
+            launcher,
+            place,
+            Selection(names=apps, dependencies=not no_deps, scale=dict(scale), isolated=isolated),
+            procfile,
+            detached=detached,
+        )
+    finally:
+        launcher.end()
+    ctx.exit(code)
+
+
+def _seconds(timeout: str) -> float:
+    try:
+        return seconds(timeout)
+    except UnitError as error:
+        raise click.BadParameter(str(error), param_hint="--timeout") from error
+
+
+def _run(
+    launcher: Launcher,
+    place: Place,
+    selection: Selection,
+    procfile: Path | None,
+    *,
+    detached: bool,
+) -> int:
+    # Imported after the fork, while the launcher imports what the sidecars need.
+    import uvloop
+
+    from meshrun.supervisor.configuration import meshfile
+    from meshrun.supervisor.preparation import prepare
+    from meshrun.supervisor.supervise import supervise
+
+    environ = dict(os.environ)
+    if procfile is not None:
+        configuration = meshfile.load_procfile(procfile, environ)
+    else:
+        configuration = place.configuration()
+    state_path = place.state_path()
+    throw_away = selection.isolated and place.state_dir is None
+    if throw_away:
+        state_path = state_path.with_name(f"{state_path.name}-{secrets.token_hex(4)}")
+    prepared = prepare(configuration, selection, state_path, environ)
+
+    def started() -> None:
+        if detached:
+            detaching.report_started(state_path)
+
+    try:
+        return uvloop.run(
+            supervise(prepared, launcher, foreground=not detached, on_started=started)
+        )
+    finally:
+        prepared.close()
+        if throw_away:
+            shutil.rmtree(state_path, ignore_errors=True)

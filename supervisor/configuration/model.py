@@ -1,0 +1,159 @@
+"""What a mesh.toml or a Procfile says, checked, as values.
+
+Strings that may hold `${NAME}` are kept as written: they are expanded for one instance at a time,
+when its ports are known (`meshrun.supervisor.plan`).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGTERM, Signals
+from typing import Literal
+
+from meshrun.proxy.intentions import Action, Intention
+
+__all__ = [
+    "SERVICE_NAME",
+    "App",
+    "Condition",
+    "Configuration",
+    "External",
+    "HttpProbe",
+    "Mesh",
+    "PortRange",
+    "Probe",
+    "Protocol",
+    "RestartPolicy",
+    "Stop",
+    "TcpProbe",
+    "UpstreamReference",
+]
+
+# As a label of the DNS (RFC 1123 2.1), in lower case.
+SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+
+Protocol = Literal["tcp", "http", "http2", "grpc"]
+RestartPolicy = Literal["on-failure", "always", "never"]
+Condition = Literal["started", "ready", "completed", "succeeded"]
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """First and last port, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpProbe:
+    """Ready when the app's port accepts a connection."""
+
+    interval_s: float = 10.0
+    timeout_s: float = 1.0
+    failures: int = 3
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpProbe:
+    """Ready when `GET path` at the app's port answers 200 to 399."""
+
+    path: str
+    interval_s: float = 10.0
+    timeout_s: float = 1.0
+    failures: int = 3
+    deadline_s: float = 60.0
+
+
+Probe = TcpProbe | HttpProbe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """How an instance is asked to stop, and how long it may take before it is killed."""
+
+    signal: Signals = SIGTERM
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamReference:
+    """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given."""
+
+    service: str
+    name: str
+    port: int | None = None
+    connect_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """One `[apps.NAME]` or one line of a Procfile.
+
+    `command` is the list of words to execute, or with `shell` the one string for `sh -c`.
+    `expand` says whether `${NAME}` is expanded in the command; a shell does its own expanding.
+    `port` is None to have one allocated, 0 for an app that takes no calls.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    shell: bool = False
+    expand: bool = True
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_file: Mapping[str, str] = field(default_factory=dict)
+    port: int | None = None
+    protocol: Protocol = "tcp"
+    instances: int = 1
+    upstreams: tuple[UpstreamReference, ...] = ()
+    depends_on: Mapping[str, Condition] = field(default_factory=dict)
+    ready: Probe | None = None
+    restart: RestartPolicy = "on-failure"
+    stop: Stop = Stop()
+    connect_timeout_s: float = 5.0
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class External:
+    """One `[services.NAME]`: an address that meshrun does not run, behind a sidecar of its own."""
+
+    name: str
+    address: str
+    protocol: Protocol = "tcp"
+    ready: Probe | None = None
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """The `[mesh]` table."""
+
+    name: str
+    default_intention: Action = "deny"
+    ports: PortRange = PortRange(21000, 21999)
+    app_ports: PortRange = PortRange(20000, 20999)
+    leaf_ttl_s: float = 86400.0
+    state_dir: str = ".meshrun"
+
+    @property
+    def trust_domain(self) -> str:
+        """The SPIFFE trust domain of this mesh."""
+        return f"{self.name}.mesh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A whole configuration; messages call it `file`, and its paths are relative to `folder`."""
+
+    file: str
+    folder: Path
+    mesh: Mesh
+    apps: Mapping[str, App]
+    services: Mapping[str, External]
+    intentions: tuple[Intention, ...]

@@ -1,0 +1,274 @@
+"""What only the whole configuration can tell: names, ports, circles, variables that clash.
+
+Each check reports into the document, at the place of the value that a reader would change.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from meshrun.proxy.intentions import WILDCARD, Intention
+from meshrun.supervisor.configuration import interpolation
+from meshrun.supervisor.configuration.model import (
+    App,
+    Condition,
+    Configuration,
+    HttpProbe,
+    Protocol,
+)
+from meshrun.supervisor.configuration.tables import Document, Place, dotted
+from meshrun.supervisor.configuration.toml_positions import KeyPath
+from meshrun.supervisor.configuration.values import HIGHEST_PORT, quoted
+from meshrun.supervisor.environment import effective, variable_name, variables
+from meshrun.supervisor.suggest import hint
+
+__all__ = ["check"]
+
+# A sidecar gets all its listeners in one message, and the kernel passes at most 253 descriptors.
+MOST_UPSTREAMS = 200
+
+_AT_THE_END: tuple[Condition, ...] = ("completed", "succeeded")
+
+
+def check(
+    document: Document,
+    configuration: Configuration,
+    intentions: list[tuple[KeyPath, Intention]],
+    environ: Mapping[str, str],
+) -> None:
+    """Report everything that is wrong between the sections; `environ` is the caller's."""
+    _check_names(document, configuration)
+    for app in configuration.apps.values():
+        _check_upstreams(document, configuration, app)
+        _check_depends_on(document, configuration, app)
+        _check_probe(document, app)
+        _check_environment(document, configuration, app)
+        _check_variables(document, configuration, app, environ)
+    _check_circles(document, configuration)
+    _check_ports(document, configuration)
+    _check_intentions(document, configuration, intentions)
+
+
+def _services(configuration: Configuration) -> list[str]:
+    return [*configuration.apps, *configuration.services]
+
+
+def _protocol(configuration: Configuration, service: str) -> Protocol:
+    found = configuration.apps.get(service) or configuration.services.get(service)
+    return found.protocol if found else "tcp"
+
+
+def _check_names(document: Document, configuration: Configuration) -> None:
+    for name in configuration.services:
+        if name in configuration.apps:
+            document.report_key(
+                ("services", name),
+                f"services.{name} has the name of an app ({document.key(('apps', name))})",
+            )
+
+
+def _unknown(service: str, configuration: Configuration) -> str:
+    known = _services(configuration)
+    return f"no app or service is called {quoted(service)}{hint(service, known)}"
+
+
+def _check_upstreams(document: Document, configuration: Configuration, app: App) -> None:
+    if len(app.upstreams) > MOST_UPSTREAMS:
+        all_of_them = ("apps", app.name, "upstreams")
+        document.report_value(
+            all_of_them,
+            f"{dotted(all_of_them)} has {len(app.upstreams)} entries, over {MOST_UPSTREAMS}",
+        )
+    by_variable: dict[str, int] = {}
+    for index, upstream in enumerate(app.upstreams):
+        path = ("apps", app.name, "upstreams", index)
+        at_service = (*path, "service")
+        target = configuration.apps.get(upstream.service)
+        if upstream.service and upstream.service not in _services(configuration):
+            document.report_value(at_service, _unknown(upstream.service, configuration))
+        elif target is not None and target.port == 0:
+            document.report_value(
+                at_service,
+                f"{upstream.service} takes no calls: apps.{upstream.service}.port is 0",
+            )
+        if not upstream.name:
+            continue
+        name = variable_name(upstream.name)
+        first = by_variable.setdefault(name, index)
+        if first != index:
+            other = app.upstreams[first].name
+            document.report_value(
+                (*path, "as"),
+                f"the upstreams {quoted(other)} and {quoted(upstream.name)} of {app.name} both "
+                f'make UPSTREAM_{name}_ADDR: give one another name with "as"',
+            )
+
+
+def _check_depends_on(document: Document, configuration: Configuration, app: App) -> None:
+    for name, condition in app.depends_on.items():
+        path = ("apps", app.name, "depends_on", name)
+        if name == app.name:
+            document.report_value(path, f"{name} cannot depend on itself")
+        elif name in configuration.services:
+            if condition in _AT_THE_END:
+                document.report_value(
+                    path,
+                    f"{name} is an external service, which never counts as {condition}: "
+                    'use "started" or "ready"',
+                )
+        elif name not in configuration.apps:
+            document.report_value(path, _unknown(name, configuration))
+        elif configuration.apps[name].restart == "always" and condition in _AT_THE_END:
+            document.report_value(
+                path, f'{name} is never {condition}: apps.{name}.restart is "always"'
+            )
+
+
+def _check_probe(document: Document, app: App) -> None:
+    if app.ready is not None and app.port == 0:
+        kind = "http" if isinstance(app.ready, HttpProbe) else "tcp"
+        document.report_value(
+            ("apps", app.name, "ready", kind),
+            f"{app.name} has no port to probe: apps.{app.name}.port is 0",
+        )
+
+
+def _check_circles(document: Document, configuration: Configuration) -> None:
+    """Report each circle of `depends_on` once, where it closes."""
+    finished: set[str] = set()
+    for start in configuration.apps:
+        trail: list[str] = []
+        pending = [iter([start])]
+        while pending:
+            name = next(pending[-1], None)
+            if name is None:
+                pending.pop()
+                if trail:
+                    finished.add(trail.pop())
+            elif name in trail:
+                circle = [*trail[trail.index(name) :], name]
+                if len(circle) > 2:  # a dependency on oneself has its own words
+                    document.report_value(
+                        ("apps", trail[-1], "depends_on", name),
+                        f"depends_on goes in a circle: {' -> '.join(circle)}",
+                    )
+            elif name not in finished and name in configuration.apps:
+                trail.append(name)
+                pending.append(iter(configuration.apps[name].depends_on))
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A range of ports that instances of an app need, and the path of the number that says so."""
+
+    first: int
+    last: int
+    owner: str
+    path: KeyPath
+    place: Place
+
+    def __str__(self) -> str:
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.owner} ({ports}, {self.place})"
+
+
+def _claims(document: Document, configuration: Configuration) -> Iterator[_Claim]:
+    for app in configuration.apps.values():
+        if app.port:
+            path: KeyPath = ("apps", app.name, "port")
+            last = app.port + app.instances - 1
+            yield _Claim(app.port, last, dotted(path), path, document.value(path))
+        for index, upstream in enumerate(app.upstreams):
+            if upstream.port is not None:
+                path = ("apps", app.name, "upstreams", index, "port")
+                last = upstream.port + app.instances - 1
+                yield _Claim(upstream.port, last, dotted(path), path, document.value(path))
+
+
+def _check_ports(document: Document, configuration: Configuration) -> None:
+    """Report ports that two things need, each pair once, and those beyond the last port."""
+    earlier: list[_Claim] = []
+    for claim in _claims(document, configuration):
+        if claim.last > HIGHEST_PORT:
+            document.report_value(
+                claim.path,
+                f"{claim.owner} leaves no port for every instance: "
+                f"the last would get {claim.last}, over {HIGHEST_PORT}",
+            )
+        for other in earlier:
+            if claim.first <= other.last and other.first <= claim.last:
+                shared = max(claim.first, other.first)
+                document.report_value(
+                    claim.path, f"port {shared} is needed twice: by {other} and by {claim}"
+                )
+        earlier.append(claim)
+
+
+def _check_environment(document: Document, configuration: Configuration, app: App) -> None:
+    reserved = {"PORT", *_injected_variables(configuration, app)}
+    for name in app.env:
+        if name in reserved:
+            document.report_key(
+                ("apps", app.name, "env", name), f"{name} is set by meshrun: use another name"
+            )
+
+
+def _injected_variables(configuration: Configuration, app: App) -> dict[str, str]:
+    upstreams = [(u.name, _protocol(configuration, u.service)) for u in app.upstreams if u.name]
+    return variables(upstreams, has_port=app.port != 0)
+
+
+def _expanded_texts(app: App) -> Iterator[tuple[KeyPath, str]]:
+    """Return what is expanded for each instance, with its path."""
+    path: KeyPath = ("apps", app.name)
+    if app.expand:
+        for index, word in enumerate(app.command):
+            yield (*path, "command", index), word
+    if app.cwd is not None:
+        yield (*path, "cwd"), app.cwd
+    for name, value in app.env.items():
+        yield (*path, "env", name), value
+    if isinstance(app.ready, HttpProbe):
+        yield (*path, "ready", "http"), app.ready.path
+
+
+def _check_variables(
+    document: Document, configuration: Configuration, app: App, environ: Mapping[str, str]
+) -> None:
+    lookup = effective(environ, app.env_file, {}, _injected_variables(configuration, app))
+    for path, text in _expanded_texts(app):
+        for name in interpolation.unset(text, lookup):
+            document.report_value(
+                path, f"${{{name}}} is not set and has no default{_why_unset(name, app, lookup)}"
+            )
+
+
+def _why_unset(name: str, app: App, lookup: Mapping[str, str]) -> str:
+    if name == "PORT":
+        return f": apps.{app.name}.port is 0"
+    if name in app.env:
+        return ": the variables of env do not see each other"
+    if name.endswith("_URL") and f"{name[:-4]}_ADDR" in lookup:
+        return ': an upstream has a URL only with protocol "http", "http2" or "grpc"'
+    return hint(name, lookup)
+
+
+def _check_intentions(
+    document: Document,
+    configuration: Configuration,
+    intentions: list[tuple[KeyPath, Intention]],
+) -> None:
+    known = (WILDCARD, *_services(configuration))
+    first: dict[tuple[str, str], KeyPath] = {}
+    for path, intention in intentions:
+        for key, name in (("from", intention.source), ("to", intention.destination)):
+            if name and name not in known:
+                document.report_value((*path, key), _unknown(name, configuration))
+        if not all(intention.pair):
+            continue
+        other = first.setdefault(intention.pair, path)
+        if other != path:
+            document.report_key(
+                path,
+                f"{intention.source} => {intention.destination} has an intention on line "
+                f"{document.key(other).line} already, and again on line {document.key(path).line}",
+            )

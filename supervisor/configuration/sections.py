@@ -1,0 +1,351 @@
+"""The sections of mesh.toml, each read into its values: `[mesh]`, apps, services, intentions.
+
+What needs more than one section (names, ports, circles) is in
+`meshrun.supervisor.configuration.references`.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import get_args
+
+from meshrun.proxy.intentions import Action, Intention
+from meshrun.supervisor.configuration.model import (
+    App,
+    Condition,
+    External,
+    HttpProbe,
+    Mesh,
+    PortRange,
+    Probe,
+    Protocol,
+    RestartPolicy,
+    Stop,
+    TcpProbe,
+    UpstreamReference,
+)
+from meshrun.supervisor.configuration.tables import Table, dotted
+from meshrun.supervisor.configuration.toml_positions import KeyPath
+from meshrun.supervisor.configuration.values import (
+    HIGHEST_PORT,
+    UnfitError,
+    as_service_name,
+    boolean,
+    choice,
+    duration,
+    environment_value,
+    integer,
+    kind,
+    port_range,
+    quoted,
+    request_path,
+    service_name,
+    signal_named,
+    split_command,
+    text,
+    upstream_name,
+)
+
+__all__ = ["intention_id", "mesh_name", "read_app", "read_intentions", "read_mesh", "read_services"]
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+RESTART_POLICIES: tuple[RestartPolicy, ...] = get_args(RestartPolicy)
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+
+MESH_KEYS = (
+    *("name", "default_intention", "ports", "app_ports", "leaf_ttl", "state_dir", "procfile"),
+    "access_log",
+)
+APP_KEYS = (
+    *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "upstreams"),
+    *("depends_on", "ready", "restart", "stop", "connect_timeout"),
+)
+APP_KEYS_LATER = (
+    *("alive", "watch", "tty", "workers", "limits", "user", "hooks", "every", "split", "retries"),
+)
+UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout")
+UPSTREAM_KEYS_LATER = ("split", "retries")
+PROBE_KEYS = ("interval", "timeout", "failures", "deadline")
+PROBE_KINDS = ("http", "tcp")
+PROBE_KINDS_LATER = ("exec", "log", "notify")
+SERVICE_KEYS = ("address", "protocol", "ready")
+SERVICE_KEYS_LATER = ("alive",)
+INTENTION_KEYS = ("from", "to", "action")
+INTENTION_KEYS_LATER = (
+    *("methods", "path_exact", "path_prefix", "path_regex", "headers", "permissions"),
+)
+
+MOST_INSTANCES = 100
+_SHORTEST_LEAF_TTL = "10s"
+_LONGEST_LEAF_TTL = "8760h"
+"""Consul's bound for `leaf_cert_ttl`: one year."""
+
+_SHORTEST_WAIT = "1ms"
+_MOST_FAILURES = 1000
+
+
+def mesh_name(folder: str) -> str:
+    """Return the name that a mesh has after its folder."""
+    return as_service_name(folder) or "mesh"
+
+
+def intention_id(source: str, destination: str) -> str:
+    """Return the ID that the file's intention for a pair has, the same in every run."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"meshrun:intention:{source}:{destination}"))
+
+
+def read_mesh(top: Table, default_name: str) -> Mesh:
+    """Read `[mesh]`; `procfile` is for who reads files."""
+    table = top.table("mesh") or Table(top.document, ("mesh",), {})
+    table.allow(MESH_KEYS)
+    if table.read("access_log", boolean, False):
+        table.document.report_value(
+            ("mesh", "access_log"), "mesh.access_log = true is not supported yet"
+        )
+    mesh = Mesh(
+        name=table.read("name", service_name, default_name),
+        default_intention=table.read("default_intention", choice(ACTIONS), "deny"),
+        ports=table.read("ports", port_range, PortRange(21000, 21999)),
+        app_ports=table.read("app_ports", port_range, PortRange(20000, 20999)),
+        leaf_ttl_s=table.read(
+            "leaf_ttl", duration(_SHORTEST_LEAF_TTL, _LONGEST_LEAF_TTL), Mesh(name="").leaf_ttl_s
+        ),
+        state_dir=table.read("state_dir", text, Mesh(name="").state_dir),
+    )
+    if mesh.ports.first <= mesh.app_ports.last and mesh.app_ports.first <= mesh.ports.last:
+        key = "app_ports" if "app_ports" in table else "ports"
+        table.document.report_value(
+            ("mesh", key),
+            f"mesh.ports ({mesh.ports}) and mesh.app_ports ({mesh.app_ports}) overlap",
+        )
+    return mesh
+
+
+def read_app(
+    table: Table, base: App | None, read_env_file: Callable[[Table], Mapping[str, str]]
+) -> App:
+    """Read one `[apps.NAME]`; `base` is the same app in the Procfile, if it is there."""
+    table.allow(APP_KEYS, APP_KEYS_LATER)
+    name = str(table.path[-1])
+    app = base or App(name=name, command=())
+    _check_name(table)
+    app = replace(_read_command(table, app), line=table.document.key(table.path).line)
+    return replace(
+        app,
+        cwd=table.read("cwd", text, app.cwd),
+        env=_read_env(table),
+        env_file=read_env_file(table) if "env_file" in table else app.env_file,
+        port=table.read("port", integer(0, HIGHEST_PORT), app.port),
+        protocol=table.read("protocol", choice(PROTOCOLS), app.protocol),
+        instances=table.read("instances", integer(1, MOST_INSTANCES), app.instances),
+        upstreams=_read_upstreams(table),
+        depends_on=_read_depends_on(table),
+        ready=_read_probe(table),
+        restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
+        stop=_read_stop(table),
+        connect_timeout_s=table.read(
+            "connect_timeout", duration(_SHORTEST_WAIT), app.connect_timeout_s
+        ),
+    )
+
+
+def _check_name(table: Table) -> None:
+    name = table.path[-1]
+    try:
+        service_name(name)
+    except UnfitError as error:
+        table.document.report_key(table.path, f"{dotted(table.path)}: a service {error}")
+
+
+def _read_command(table: Table, app: App) -> App:
+    """Read `command` and `shell`; without a command, the Procfile's stays as it is."""
+    shell = table.read("shell", boolean, app.shell and "command" not in table)
+    if "command" not in table and app.command:
+        if not shell:
+            table.document.report_value(
+                (*table.path, "shell"),
+                f"{dotted(table.path)}.shell = false needs a command: "
+                "the Procfile's is for a shell",
+            )
+        return app
+    command = table.required("command", _script if shell else _words, ())
+    words = (table.fitted(w, (*table.path, "command", i), _word, "") for i, w in enumerate(command))
+    return replace(app, command=tuple(words), shell=shell, expand=not shell)
+
+
+def _script(value: object) -> tuple[object, ...]:
+    if not isinstance(value, str):
+        raise UnfitError(f"must be a string where shell = true, not {kind(value)}")
+    if not value.strip():
+        raise UnfitError("must not be empty")
+    return (value,)
+
+
+def _words(value: object) -> tuple[object, ...]:
+    if isinstance(value, str):
+        return split_command(text(value))
+    if not isinstance(value, list):
+        raise UnfitError(f"must be a string or an array of strings, not {kind(value)}")
+    if not value or not value[0]:
+        raise UnfitError("must not be empty")
+    return tuple(value)
+
+
+def _word(value: object) -> str:
+    return value if value == "" and isinstance(value, str) else text(value)
+
+
+def _read_env(table: Table) -> dict[str, str]:
+    env = table.table("env", '{ NAME = "value" }')
+    result: dict[str, str] = {}
+    for name in env.values if env else ():
+        if not name or "=" in name or "\0" in name:
+            table.document.report_key(
+                (*table.path, "env", name), f"{quoted(name)} cannot be the name of a variable"
+            )
+            continue
+        value = env.read(name, environment_value, None) if env else None
+        if value is not None:
+            result[name] = value
+    return result
+
+
+def _read_upstreams(table: Table) -> tuple[UpstreamReference, ...]:
+    upstreams: list[UpstreamReference] = []
+    values = table.array("upstreams", '["backend"]')
+    for index, value in enumerate(values):
+        path = (*table.path, "upstreams", index)
+        upstreams.append(_read_upstream(table, value, path))
+    return tuple(upstreams)
+
+
+def _read_upstream(table: Table, value: object, path: KeyPath) -> UpstreamReference:
+    """Read one upstream; one that names no service has the service ``""``."""
+    if isinstance(value, str):
+        return UpstreamReference(service=value, name=value)
+    if not isinstance(value, dict):
+        table.document.report_value(
+            path,
+            f'{dotted(path)} must be a name or a table such as {{ service = "backend" }}, '
+            f"not {kind(value)}",
+        )
+        return UpstreamReference(service="", name="")
+    upstream = Table(table.document, path, value)
+    upstream.allow(UPSTREAM_KEYS, UPSTREAM_KEYS_LATER)
+    service = upstream.required("service", text, "")
+    return UpstreamReference(
+        service=service,
+        name=upstream.read("as", upstream_name, "" if "as" in upstream else service),
+        port=upstream.read("port", integer(1, HIGHEST_PORT), None),
+        connect_timeout_s=upstream.read("connect_timeout", duration(_SHORTEST_WAIT), 5.0),
+    )
+
+
+def _read_depends_on(table: Table) -> dict[str, Condition]:
+    value = table.values.get("depends_on", [])
+    if isinstance(value, list):
+        return _read_depends_on_array(table)
+    depends_on = table.table("depends_on", '{ backend = "ready" }')
+    result: dict[str, Condition] = {}
+    for name in depends_on.values if depends_on else ():
+        condition = depends_on.read(name, choice(CONDITIONS), None) if depends_on else None
+        # An unfit condition still is a wish for an order: names and circles are checked with it.
+        result[name] = condition or "started"
+    return result
+
+
+def _read_depends_on_array(table: Table) -> dict[str, Condition]:
+    result: dict[str, Condition] = {}
+    for path, name in table.strings("depends_on", '["backend"]'):
+        if name in result:
+            table.document.report_value(path, f"{dotted(path)} names {quoted(name)} a second time")
+        result[name] = "ready"
+        place = table.document.value(path)
+        table.document.elsewhere.setdefault((*path[:-1], name), place)
+    return result
+
+
+def _read_probe(table: Table) -> Probe | None:
+    ready = table.table("ready", '{ http = "/healthz" } or { tcp = true }')
+    if ready is None:
+        return None
+    ready.allow((*PROBE_KINDS, *PROBE_KEYS), PROBE_KINDS_LATER)
+    kinds = [key for key in (*PROBE_KINDS, *PROBE_KINDS_LATER) if key in ready]
+    if len(kinds) != 1:
+        found = f", not both {kinds[0]} and {kinds[1]}" if kinds else ""
+        ready.document.report_value(
+            ready.path, f'{dotted(ready.path)} needs http = "/path" or tcp = true{found}'
+        )
+    path = ready.read("http", request_path, "/")
+    if not ready.read("tcp", boolean, True):
+        ready.document.report_value(
+            (*ready.path, "tcp"), f"{dotted(ready.path)}.tcp = false probes nothing: leave it out"
+        )
+    interval_s = ready.read("interval", duration(_SHORTEST_WAIT), TcpProbe().interval_s)
+    timeout_s = ready.read("timeout", duration(_SHORTEST_WAIT), TcpProbe().timeout_s)
+    failures = ready.read("failures", integer(1, _MOST_FAILURES), TcpProbe().failures)
+    deadline_s = ready.read("deadline", duration(_SHORTEST_WAIT), TcpProbe().deadline_s)
+    tcp = TcpProbe(
+        interval_s=interval_s, timeout_s=timeout_s, failures=failures, deadline_s=deadline_s
+    )
+    if "http" not in ready:
+        return tcp
+    return HttpProbe(
+        path=path,
+        interval_s=interval_s,
+        timeout_s=timeout_s,
+        failures=failures,
+        deadline_s=deadline_s,
+    )
+
+
+def _read_stop(table: Table) -> Stop:
+    stop = table.table("stop", '{ signal = "TERM", timeout = "5s" }')
+    if stop is None:
+        return Stop()
+    stop.allow(("signal", "timeout"))
+    return Stop(
+        signal=stop.read("signal", signal_named, Stop().signal),
+        timeout_s=stop.read("timeout", duration(), Stop().timeout_s),
+    )
+
+
+def read_services(top: Table) -> dict[str, External]:
+    """Read every `[services.NAME]`."""
+    services: dict[str, External] = {}
+    for table in top.tables("services"):
+        table.allow(SERVICE_KEYS, SERVICE_KEYS_LATER)
+        _check_name(table)
+        name = str(table.path[-1])
+        services[name] = External(
+            name=name,
+            address=table.required("address", text, ""),
+            protocol=table.read("protocol", choice(PROTOCOLS), "tcp"),
+            ready=_read_probe(table),
+            line=table.document.key(table.path).line,
+        )
+    return services
+
+
+def read_intentions(top: Table, file_name: str) -> list[tuple[KeyPath, Intention]]:
+    """Read every `[[intentions]]` with its path; `file_name` is where a reader would change it."""
+    intentions: list[tuple[KeyPath, Intention]] = []
+    for index, value in enumerate(top.array("intentions", "[[intentions]]")):
+        path: KeyPath = ("intentions", index)
+        table = top.nested(value, path, '{ from = "web", to = "backend" }')
+        if table is None:
+            continue
+        table.allow(INTENTION_KEYS, INTENTION_KEYS_LATER)
+        source = table.required("from", text, "")
+        destination = table.required("to", text, "")
+        intention = Intention(
+            source=source,
+            destination=destination,
+            action=table.read("action", choice(ACTIONS), "allow"),
+            id=intention_id(source, destination),
+            origin="file",
+            where=f"{file_name}:{table.document.key(path).line}",
+        )
+        intentions.append((path, intention))
+    return intentions

@@ -1,0 +1,300 @@
+"""The control plane's side of every sidecar: signs its leaf and tells it what the mesh is."""
+
+import socket
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+from meshrun.proxy import messages
+from meshrun.proxy.channel import Channel, from_sidecar
+from meshrun.proxy.errors import ChannelError, IdentityError
+from meshrun.proxy.intentions import WILDCARD, Action, Intention
+from meshrun.supervisor import ca
+from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.listeners import HOST
+from meshrun.supervisor.plan import Instance, Plan
+
+__all__ = ["ControlPlane", "Observer"]
+
+# A sidecar that lets so much pile up is stuck; it is ended and started again.
+BACKLOG_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+class Observer(Protocol):
+    """Who is told what the sidecars report."""
+
+    def denied(self, instance: Instance, report: messages.Denied) -> None:
+        """A caller was refused."""
+
+    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
+        """A connection found no counterpart."""
+
+    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+        """A sidecar serves a new leaf."""
+
+    def sidecar_ready(self, instance: Instance) -> None:
+        """A sidecar serves and enforces for the first time since it was started."""
+
+    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
+        """A sidecar has a line for the log."""
+
+    def sidecar_broke(self, instance: Instance, reason: str) -> None:
+        """A sidecar is out of control and must be ended."""
+
+    def sidecar_closed(self, instance: Instance, reason: str) -> None:
+        """A sidecar closed its channel, as it does when it ends; one that goes on must be ended."""
+
+
+@dataclass(slots=True)
+class _Link:
+    """One sidecar; `channel` is None while it does not run."""
+
+    instance: Instance
+    channel: Channel[messages.FromSidecar] | None = None
+    sent: messages.Snapshot | None = None
+    enforced: int = 0
+    serving: ca.IssuedLeaf | None = None
+    ready: bool = False
+    issued: dict[str, ca.IssuedLeaf] = field(default_factory=dict)
+
+
+class ControlPlane:
+    """Whole snapshots go out, acknowledgements come in.
+
+    A change is enforced when every running sidecar that it concerns has acknowledged it; one that
+    does not run gets the newest snapshot before it accepts anything.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        root: ca.Root,
+        intentions: Callable[[], Sequence[Intention]],
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._plan = plan
+        self._root = root
+        self._intentions = intentions
+        self._observer = observer
+        self._clock = clock
+        self._version = 0
+        self._ready: frozenset[str] = frozenset()
+        self._links = {instance.name: _Link(instance) for instance in plan.instances}
+        self._bell = Bell()
+
+    @property
+    def default_action(self) -> Action:
+        """What happens where no intention matches."""
+        return self._plan.configuration.mesh.default_intention
+
+    def attach(self, name: str, sock: socket.socket) -> None:
+        """Take over the channel of a sidecar that was just started."""
+        link = self._links[name]
+        if link.channel is not None:
+            link.channel.close()
+        link.channel = Channel(
+            sock, from_sidecar(), partial(self._received, link), partial(self._closed, link)
+        )
+        link.sent, link.serving, link.ready = None, None, False
+        link.issued.clear()
+        self._publish_to(link)
+
+    def detach(self, name: str) -> None:
+        """Forget the channel of a sidecar that has ended."""
+        self._forget(self._links[name])
+
+    def _forget(self, link: _Link) -> None:
+        if link.channel is not None:
+            link.channel.close()
+        link.channel, link.serving, link.ready = None, None, False
+        self._bell.ring()
+
+    def is_ready(self, name: str) -> bool:
+        """Tell whether the sidecar of an instance serves and enforces."""
+        return self._links[name].ready
+
+    def leaves(self) -> list[tuple[Instance, ca.IssuedLeaf]]:
+        """Return the leaf that each running sidecar serves."""
+        return [(k.instance, k.serving) for k in self._links.values() if k.serving is not None]
+
+    def set_ready(self, names: Collection[str]) -> None:
+        """Say which instances take calls, and tell the sidecars that call them."""
+        ready = frozenset(names)
+        if ready != self._ready:
+            self._ready = ready
+            self.publish()
+
+    def publish(self) -> None:
+        """Send every running sidecar its snapshot if it differs from what that one has."""
+        for link in self._links.values():
+            self._publish_to(link)
+
+    def _publish_to(self, link: _Link) -> None:
+        # Kept by name: sending may find the sidecar dead, and then the link has no channel.
+        channel = link.channel
+        if channel is None:
+            return
+        version = link.sent.version if link.sent is not None else 0
+        snapshot = self._snapshot(link.instance, version)
+        if snapshot == link.sent:
+            return
+        self._version += 1
+        # Noted before it is sent: one that cannot be sent is never acknowledged, and not obeyed.
+        link.sent = self._snapshot(link.instance, self._version)
+        try:
+            channel.send(link.sent)
+        except ChannelError as error:
+            self._observer.sidecar_broke(link.instance, str(error))
+            return
+        if channel.pending_bytes > BACKLOG_LIMIT_BYTES:
+            self._observer.sidecar_broke(link.instance, "it does not read its snapshots")
+
+    def _snapshot(self, instance: Instance, version: int) -> messages.Snapshot:
+        inbound = None
+        if instance.target is not None and instance.inbound_port is not None:
+            host, port = instance.target
+            inbound = messages.Inbound(
+                host=host, port=port, connect_timeout_s=instance.connect_timeout_s
+            )
+        return messages.Snapshot(
+            version=version,
+            service=instance.service,
+            instance=instance.name,
+            identity=str(instance.identity),
+            roots=(self._root.certificate_der,),
+            default_action=self.default_action,
+            intentions=tuple(
+                _bare(i)
+                for i in self._intentions()
+                if i.destination in (instance.service, WILDCARD)
+            ),
+            inbound=inbound,
+            upstreams=tuple(
+                messages.Upstream(
+                    name=upstream.name,
+                    service=upstream.service,
+                    identity=str(upstream.identity),
+                    connect_timeout_s=upstream.connect_timeout_s,
+                    endpoints=self._endpoints(upstream.service),
+                )
+                for upstream in instance.upstreams
+            ),
+        )
+
+    def _endpoints(self, service: str) -> tuple[messages.Endpoint, ...]:
+        return tuple(
+            messages.Endpoint(instance=instance.name, host=HOST, port=instance.inbound_port)
+            for instance in self._plan.of(service)
+            if instance.name in self._ready and instance.inbound_port is not None
+        )
+
+    # What comes back.
+
+    def _received(self, link: _Link, message: messages.FromSidecar) -> None:
+        match message:
+            case messages.LeafRequested():
+                self._sign(link, message)
+            case messages.Serving(serial=serial):
+                self._serves(link, serial)
+            case messages.Enforced(version=version):
+                link.enforced = version
+                self._check_ready(link)
+                self._bell.ring()
+            case messages.Denied():
+                self._observer.denied(link.instance, message)
+            case messages.ConnectionFailed():
+                self._observer.connection_failed(link.instance, message)
+            case messages.Logged():
+                self._observer.sidecar_said(link.instance, message)
+
+    def _sign(self, link: _Link, request: messages.LeafRequested) -> None:
+        """Sign for the identity that the channel belongs to, whatever the request says."""
+        assert link.channel is not None
+        now = datetime.fromtimestamp(self._clock(), tz=UTC)
+        ttl_s = self._plan.configuration.mesh.leaf_ttl_s
+        try:
+            leaf = ca.sign(self._root, request.csr, link.instance.identity, now, ttl_s)
+        except IdentityError as error:
+            refusal = messages.LeafRefused(request=request.request, reason=str(error))
+            link.channel.send(refusal)
+            return
+        # Two are enough: the one being installed, and one that overtook it.
+        while len(link.issued) > 1:
+            link.issued.pop(next(iter(link.issued)))
+        link.issued[leaf.serial] = leaf
+        link.channel.send(
+            messages.LeafIssued(
+                request=request.request,
+                chain=leaf.chain_der,
+                issued_at=leaf.issued_at,
+                not_after=leaf.not_after,
+            )
+        )
+
+    def _serves(self, link: _Link, serial: str) -> None:
+        leaf = link.issued.pop(serial, None)
+        if leaf is None:
+            self._observer.sidecar_broke(link.instance, f"it serves an unknown leaf {serial}")
+            return
+        first = link.serving is None
+        link.serving = leaf
+        self._observer.rotated(link.instance, leaf, first=first)
+        self._check_ready(link)
+        self._bell.ring()
+
+    def _check_ready(self, link: _Link) -> None:
+        if not link.ready and link.serving is not None and self._has_enforced(link):
+            link.ready = True
+            self._observer.sidecar_ready(link.instance)
+
+    def _closed(self, link: _Link, error: Exception | None) -> None:
+        self._forget(link)
+        self._observer.sidecar_closed(link.instance, "" if error is None else str(error))
+
+    # Waiting for it.
+
+    @staticmethod
+    def _has_enforced(link: _Link) -> bool:
+        return link.channel is None or (
+            link.sent is not None and link.enforced >= link.sent.version
+        )
+
+    async def enforced(self, timeout_s: float) -> list[str]:
+        """Publish, and wait until everybody enforces it; return the instances that do not."""
+        self.publish()
+        links = [link for link in self._links.values() if link.channel is not None]
+        await self._bell.until(lambda: all(self._has_enforced(link) for link in links), timeout_s)
+        return [link.instance.name for link in links if not self._has_enforced(link)]
+
+    async def rotate(self, names: Iterable[str], timeout_s: float) -> list[str]:
+        """Give sidecars new leaves; return those that do not serve theirs after `timeout_s`."""
+        links = [self._links[name] for name in names]
+        before = {link.instance.name: link.serving for link in links}
+        for link in links:
+            if link.channel is not None and link.serving is not None:
+                link.channel.send(messages.Renew())
+
+        def served(link: _Link) -> bool:
+            return link.serving is not None and link.serving is not before[link.instance.name]
+
+        await self._bell.until(lambda: all(served(link) for link in links), timeout_s)
+        return [link.instance.name for link in links if not served(link)]
+
+    def close(self) -> None:
+        """Close every channel: each sidecar ends."""
+        for link in self._links.values():
+            self._forget(link)
+
+
+def _bare(intention: Intention) -> Intention:
+    """Leave out what only people read: a sidecar decides by the pair and says where it stands."""
+    return Intention(
+        source=intention.source,
+        destination=intention.destination,
+        action=intention.action,
+        origin=intention.origin,
+        where=intention.where,
+    )

@@ -1,0 +1,418 @@
+"""The life of one process that meshrun keeps: every state, every event, one table.
+
+Rule: everything that decides what happens to a process stands in this file. `step` takes the
+status, an event, the policy and the time, and returns the next status and the actions that a
+driver (`meshrun.supervisor.runner`) must perform, in order. Nothing here reads a clock, draws a
+random number or touches a process.
+
+Three laws, held by construction and tested with random histories: there is never a second live
+process for one instance (only SPAWNING asks for one, and it is entered only from phases without a
+process); a stop always wins (it sets `wanted`, and every way out of ENDING asks `wanted` first);
+a timer from an earlier phase is harmless (it carries the number of the phase that set it).
+"""
+
+import enum
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from meshrun.supervisor import backoff
+from meshrun.supervisor.configuration.model import RestartPolicy
+from meshrun.supervisor.lifecycle_events import (
+    Action,
+    DependenciesMet,
+    DependencyFailed,
+    EndSession,
+    Event,
+    Exit,
+    Exited,
+    Kill,
+    ProbeFailed,
+    ProbeSucceeded,
+    Probing,
+    Restart,
+    SendSignal,
+    SessionEnded,
+    SetTimer,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Start,
+    Stop,
+    TimerFired,
+)
+
+__all__ = ["ALIVE", "FINAL", "TRANSITIONS", "Phase", "Policy", "Status", "Wanted", "step"]
+
+
+class Phase(enum.Enum):
+    """Where a process is in its life."""
+
+    WAITING = enum.auto()  # for its dependencies
+    SPAWNING = enum.auto()  # the launcher was asked; no process id yet
+    STARTING = enum.auto()  # it lives and has a probe that has not succeeded yet
+    RUNNING = enum.auto()
+    STOPPING = enum.auto()  # asked to end, within its stop timeout
+    KILLING = enum.auto()  # past the timeout, or not ready in time
+    ENDING = enum.auto()  # the main process has ended, the rest of its session is being ended
+    BACKOFF = enum.auto()
+    CRASH_LOOP = enum.auto()
+    STOPPED = enum.auto()
+    COMPLETED = enum.auto()
+    FAILED = enum.auto()
+
+    @property
+    def shown(self) -> str:
+        """The state as users see it; several phases share one."""
+        return _SHOWN.get(self) or self.name.lower().replace("_", "-")
+
+
+_SHOWN = {Phase.SPAWNING: "starting", Phase.KILLING: "stopping", Phase.ENDING: "stopping"}
+ALIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING, Phase.KILLING})
+FINAL = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
+
+
+class Wanted(enum.Enum):
+    """What shall become of the process when it ends."""
+
+    RUN = enum.auto()
+    RESTART = enum.auto()
+    STOP = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the configuration says about the life of one process."""
+
+    restart: RestartPolicy = "on-failure"
+    stop_signal: int = signal.SIGTERM
+    stop_timeout_s: float = 5.0
+    has_probe: bool = False
+    ready_deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """All that is known of one process. Times are seconds of the injected monotonic clock.
+
+    `number` counts the phases entered: a timer carries the number it was set in. `exits` keeps the
+    times of the last few exits, for the crash-loop rule. `ready_at` is when this life was first
+    ready, `ran_well` whether that was long before its end, `kill` that it is killed once it lives.
+    """
+
+    phase: Phase = Phase.STOPPED
+    wanted: Wanted = Wanted.STOP
+    number: int = 0
+    pid: int | None = None
+    ready: bool = False
+    started_at: float | None = None
+    exit: Exit | None = None
+    exits: tuple[float, ...] = ()
+    attempt: int = 0
+    looping: bool = False
+    restarts: int = 0
+    reason: str = ""
+    next_try_at: float | None = None
+    ready_at: float | None = None
+    ran_well: bool = False
+    kill: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the main process lives."""
+        return self.phase in ALIVE
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more happens without a command."""
+        return self.phase in FINAL
+
+
+Outcome = tuple[Status, tuple[Action, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a handler may know besides the status: policy, time, and one random number."""
+
+    policy: Policy
+    now: float
+    jitter: float
+
+
+def _enter(status: Status, phase: Phase, **changes: object) -> Status:
+    entered = replace(status, phase=phase, number=status.number + 1, next_try_at=None)
+    return replace(entered, **changes)  # type: ignore[arg-type]
+
+
+def _spawn(status: Status) -> Outcome:
+    fresh = replace(status, started_at=None, ready_at=None, ran_well=False, kill=False)
+    return _enter(fresh, Phase.SPAWNING, pid=None, ready=False), (Spawn(),)
+
+
+def _start(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    fresh = _enter(status, Phase.WAITING, wanted=Wanted.RUN, reason="", attempt=0, exits=())
+    return replace(fresh, looping=False, exit=None), ()
+
+
+def _start_now(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    again = replace(status, attempt=0, exits=(), looping=False, restarts=status.restarts + 1)
+    return _spawn(again)
+
+
+def _dependencies_met(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return _spawn(replace(status, reason=""))
+
+
+def _dependency_failed(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, DependencyFailed)
+    return _enter(status, Phase.FAILED, reason=event.reason), ()
+
+
+def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, Spawned)
+    alive = replace(status, pid=event.pid, started_at=moment.now, exit=None)
+    if status.kill:
+        return _enter(alive, Phase.KILLING), (SendSignal(signal.SIGKILL),)
+    if status.wanted is not Wanted.RUN:
+        return _stop_alive(alive, moment)
+    if moment.policy.has_probe:
+        starting = _enter(alive, Phase.STARTING)
+        deadline = SetTimer(starting.number, moment.now + moment.policy.ready_deadline_s)
+        return starting, (deadline, Probing(on=True))
+    return _enter(alive, Phase.RUNNING, ready=True, ready_at=moment.now), ()
+
+
+def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, SpawnFailed)
+    failed = replace(status, reason=event.reason, exit=Exit(127))
+    if event.permanent and status.wanted is not Wanted.STOP:
+        return _enter(failed, Phase.FAILED, pid=None), ()
+    return _ended(failed, moment)
+
+
+def _probe_succeeded(status: Status, _event: Event, moment: Moment) -> Outcome:
+    return _enter(status, Phase.RUNNING, ready=True, reason="", ready_at=moment.now), ()
+
+
+def _became_ready(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return replace(status, ready=True, reason=""), ()
+
+
+def _became_unready(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, ProbeFailed)
+    return replace(status, ready=False, reason=event.reason), ()
+
+
+def _probe_refused(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, ProbeFailed)
+    return replace(status, reason=event.reason), ()
+
+
+def _not_ready_in_time(status: Status, _event: Event, moment: Moment) -> Outcome:
+    reason = f"not ready within {moment.policy.ready_deadline_s:g} s"
+    if status.reason:
+        reason += f": {status.reason}"
+    killing = _enter(status, Phase.KILLING, reason=reason)
+    return killing, (Probing(on=False), SendSignal(signal.SIGKILL))
+
+
+def _stop_alive(status: Status, moment: Moment) -> Outcome:
+    stopping = _enter(status, Phase.STOPPING, ready=False)
+    return stopping, (
+        Probing(on=False),
+        SendSignal(moment.policy.stop_signal),
+        SetTimer(stopping.number, moment.now + moment.policy.stop_timeout_s),
+    )
+
+
+def _wanted(status: Status, event: Event) -> Status:
+    if isinstance(event, Restart):
+        return replace(status, wanted=Wanted.RESTART, reason=event.reason)
+    assert isinstance(event, Stop | Kill)
+    return replace(status, wanted=Wanted.STOP, reason=event.reason)
+
+
+def _want(status: Status, event: Event, _moment: Moment) -> Outcome:
+    return _wanted(status, event), ()
+
+
+def _want_run(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return replace(status, wanted=Wanted.RESTART), ()
+
+
+def _want_run_after_all(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    # It has not lived yet: there is nothing to stop first.
+    return replace(status, wanted=Wanted.RUN, kill=False), ()
+
+
+def _want_killed(status: Status, event: Event, _moment: Moment) -> Outcome:
+    return replace(_wanted(status, event), kill=True), ()
+
+
+def _stop(status: Status, event: Event, moment: Moment) -> Outcome:
+    return _stop_alive(_wanted(status, event), moment)
+
+
+def _kill(status: Status, event: Event, _moment: Moment) -> Outcome:
+    killing = _enter(_wanted(status, event), Phase.KILLING, ready=False)
+    return killing, (Probing(on=False), SendSignal(signal.SIGKILL))
+
+
+def _kill_session(status: Status, event: Event, _moment: Moment) -> Outcome:
+    return _wanted(status, event), (EndSession(signal.SIGKILL),)
+
+
+def _stopped(status: Status, event: Event, _moment: Moment) -> Outcome:
+    return _enter(_wanted(status, event), Phase.STOPPED), ()
+
+
+def _restart_now(status: Status, event: Event, moment: Moment) -> Outcome:
+    return _start_now(replace(status, wanted=Wanted.RUN), event, moment)
+
+
+def _stop_timeout(status: Status, _event: Event, moment: Moment) -> Outcome:
+    reason = f"not ended within {moment.policy.stop_timeout_s:g} s"
+    return _enter(status, Phase.KILLING, reason=reason), (SendSignal(signal.SIGKILL),)
+
+
+def _exited(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, Exited)
+    # The reason of a kill by meshrun (not ready in time) says more than the signal does.
+    keep = status.phase is Phase.KILLING or status.wanted is not Wanted.RUN
+    reason = status.reason if keep and status.reason else str(event.exit)
+    # From when it was ready: what never was has not run well, however long it lived.
+    ran_well = status.ready_at is not None and moment.now - status.ready_at >= backoff.GOOD_RUN_S
+    ending = _enter(status, Phase.ENDING, ready=False, exit=event.exit, reason=reason)
+    killed = status.phase is Phase.KILLING
+    return replace(ending, ran_well=ran_well), (
+        Probing(on=False),
+        SetTimer(ending.number, moment.now + moment.policy.stop_timeout_s),
+        EndSession(signal.SIGKILL if killed else moment.policy.stop_signal),
+    )
+
+
+def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return status, (EndSession(signal.SIGKILL),)
+
+
+def _session_ended(status: Status, _event: Event, moment: Moment) -> Outcome:
+    return _ended(status, moment)
+
+
+def _ended(status: Status, moment: Moment) -> Outcome:
+    """Nothing of it lives any more: decide what comes next."""
+    gone = replace(status, pid=None)
+    if status.wanted is Wanted.STOP:
+        return _enter(gone, Phase.STOPPED), ()
+    if status.wanted is Wanted.RESTART:
+        return _spawn(replace(gone, wanted=Wanted.RUN, restarts=status.restarts + 1, reason=""))
+    succeeded = status.exit is not None and status.exit.ok
+    if moment.policy.restart == "never" or (succeeded and moment.policy.restart != "always"):
+        return _enter(gone, Phase.COMPLETED if succeeded else Phase.FAILED), ()
+    return _again(gone, moment)
+
+
+def _again(status: Status, moment: Moment) -> Outcome:
+    ran_well = status.ran_well
+    attempt = 0 if ran_well else status.attempt
+    exits = (*status.exits, moment.now)[-backoff.CRASH_LOOP_EXITS :]
+    looping = backoff.is_crash_loop(exits, moment.now) or (status.looping and not ran_well)
+    delay_s = backoff.delay_s(attempt, moment.jitter)
+    waiting = replace(status, attempt=attempt + 1, exits=exits, looping=looping)
+    if delay_s == 0.0:
+        return _spawn(replace(waiting, restarts=status.restarts + 1))
+    entered = _enter(waiting, Phase.CRASH_LOOP if looping else Phase.BACKOFF)
+    due = moment.now + delay_s
+    return replace(entered, next_try_at=due), (SetTimer(entered.number, due),)
+
+
+def _next_try(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return _spawn(replace(status, restarts=status.restarts + 1))
+
+
+Handler = Callable[[Status, Event, Moment], Outcome]
+
+# What each phase answers to; an event that a phase does not list changes nothing there, and the
+# table says so by leaving it out (a probe's late answer, a second Start, an exit seen twice).
+_AT_REST: Mapping[type[Event], Handler] = {Start: _start, Restart: _start}
+_BETWEEN: Mapping[type[Event], Handler] = {
+    TimerFired: _next_try,
+    Start: _start_now,
+    Restart: _restart_now,
+    Stop: _stopped,
+    Kill: _stopped,
+}
+_LIVE: Mapping[type[Event], Handler] = {
+    Exited: _exited,
+    Stop: _stop,
+    Restart: _stop,
+    Kill: _kill,
+}
+TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
+    {
+        Phase.WAITING: {
+            DependenciesMet: _dependencies_met,
+            DependencyFailed: _dependency_failed,
+            Stop: _stopped,
+            Kill: _stopped,
+        },
+        Phase.SPAWNING: {
+            Spawned: _spawned,
+            SpawnFailed: _spawn_failed,
+            Start: _want_run_after_all,
+            Stop: _want,
+            Restart: _want,
+            Kill: _want_killed,
+        },
+        Phase.STARTING: {
+            **_LIVE,
+            ProbeSucceeded: _probe_succeeded,
+            ProbeFailed: _probe_refused,
+            TimerFired: _not_ready_in_time,
+        },
+        Phase.RUNNING: {**_LIVE, ProbeSucceeded: _became_ready, ProbeFailed: _became_unready},
+        Phase.STOPPING: {
+            Exited: _exited,
+            TimerFired: _stop_timeout,
+            Start: _want_run,
+            Stop: _want,
+            Restart: _want,
+            Kill: _kill,
+        },
+        Phase.KILLING: {
+            Exited: _exited,
+            Start: _want_run,
+            Stop: _want,
+            Restart: _want,
+            Kill: _want,
+        },
+        Phase.ENDING: {
+            SessionEnded: _session_ended,
+            TimerFired: _session_timeout,
+            Start: _want_run,
+            Stop: _want,
+            Restart: _want,
+            Kill: _kill_session,
+        },
+        Phase.BACKOFF: _BETWEEN,
+        Phase.CRASH_LOOP: _BETWEEN,
+        Phase.STOPPED: _AT_REST,
+        Phase.COMPLETED: _AT_REST,
+        Phase.FAILED: _AT_REST,
+    }
+)
+
+
+def step(status: Status, event: Event, policy: Policy, now: float, jitter: float) -> Outcome:
+    """Return the status after `event`, and what the driver must do about it, in order.
+
+    `now` is in seconds of any monotonic clock, `jitter` a random number in [0, 1).
+    """
+    if isinstance(event, TimerFired) and event.number != status.number:
+        return status, ()
+    handler = TRANSITIONS[status.phase].get(type(event))
+    if handler is None:
+        return status, ()
+    return handler(status, event, Moment(policy, now, jitter))

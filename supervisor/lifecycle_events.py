@@ -1,0 +1,200 @@
+"""What can happen to a process, and what can be done about it: the vocabulary of its life.
+
+Events go into `meshrun.supervisor.lifecycle.step`, actions come out of it.
+"""
+
+import signal
+from dataclasses import dataclass
+
+__all__ = [
+    "Action",
+    "DependenciesMet",
+    "DependencyFailed",
+    "EndSession",
+    "Event",
+    "Exit",
+    "Exited",
+    "Kill",
+    "ProbeFailed",
+    "ProbeSucceeded",
+    "Probing",
+    "Restart",
+    "SendSignal",
+    "SessionEnded",
+    "SetTimer",
+    "Spawn",
+    "SpawnFailed",
+    "Spawned",
+    "Start",
+    "Stop",
+    "TimerFired",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: an exit code, or a signal (then `code` is None)."""
+
+    code: int | None
+    signal: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether that counts as success: code 0 alone; a signal is a failure."""
+        return self.code == 0
+
+    @property
+    def status(self) -> int:
+        """The exit status as a shell gives it: 128 + signal for a signal."""
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+    def __str__(self) -> str:
+        if self.code is not None:
+            return f"exit code {self.code}"
+        try:
+            return f"signal {signal.Signals(self.signal or 0).name.removeprefix('SIG')}"
+        except ValueError:
+            return f"signal {self.signal}"
+
+
+# Events: what happened, past tense, or what somebody wants.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Somebody wants it to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Somebody wants it to end and stay ended."""
+
+    reason: str = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Somebody wants it to end and start again."""
+
+    reason: str = "restarted"
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Somebody wants it gone now."""
+
+    reason: str = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class DependenciesMet:
+    """All that it depends on is where it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyFailed:
+    """Something that it depends on will never be where it must be."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The launcher started it."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """It could not be started; `permanent` when trying again cannot help (no such command)."""
+
+    reason: str
+    permanent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSucceeded:
+    """The readiness probe succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """The readiness probe failed as often as makes it not ready."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The main process ended."""
+
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """Nothing is left of the session of the main process."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The timer set in phase `number` is due."""
+
+    number: int
+
+
+Event = (
+    Start
+    | Stop
+    | Restart
+    | Kill
+    | DependenciesMet
+    | DependencyFailed
+    | Spawned
+    | SpawnFailed
+    | ProbeSucceeded
+    | ProbeFailed
+    | Exited
+    | SessionEnded
+    | TimerFired
+)
+
+# Actions: what a driver must do, imperative.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Ask the launcher for a process; answer `Spawned` or `SpawnFailed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendSignal:
+    """Send `signal` to the main process and the whole of its session."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSession:
+    """Send `signal` to what is left of the session; answer `SessionEnded` when nothing is."""
+
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Answer `TimerFired(number)` at `at`; it replaces an earlier timer."""
+
+    number: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """Start or end asking the readiness probe."""
+
+    on: bool
+
+
+Action = Spawn | SendSignal | EndSession | SetTimer | Probing

@@ -1,0 +1,321 @@
+"""What a run will consist of: every instance with its ports, addresses and environment.
+
+Pure: the same configuration, selection, remembered ports and claims give the same plan.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from meshrun.proxy.spiffe import SpiffeId
+from meshrun.supervisor import environment, ports
+from meshrun.supervisor.configuration import interpolation
+from meshrun.supervisor.configuration.model import (
+    App,
+    Configuration,
+    External,
+    HttpProbe,
+    Probe,
+    Protocol,
+    UpstreamReference,
+)
+from meshrun.supervisor.environment import UpstreamAddress
+from meshrun.supervisor.errors import MeshrunError
+
+__all__ = [
+    "Instance",
+    "Plan",
+    "PlannedUpstream",
+    "Selection",
+    "count_instances",
+    "instance_name",
+    "make",
+    "select",
+]
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What of a configuration is to run, and how many of each; `isolated` ignores fixed ports."""
+
+    names: tuple[str, ...] = ()
+    dependencies: bool = True
+    scale: Mapping[str, int] | None = None
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedUpstream:
+    """A local address at which an instance reaches a service."""
+
+    name: str
+    service: str
+    identity: SpiffeId
+    port: int
+    protocol: Protocol
+    connect_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One instance of an app, or the one of an external service (then `app` is None).
+
+    `port` is where the app listens, `inbound_port` where its sidecar does; both are None for an app
+    that takes no calls. `target` is where the sidecar finds the app.
+    """
+
+    name: str
+    number: int
+    service: str
+    protocol: Protocol
+    identity: SpiffeId
+    app: App | None
+    port: int | None
+    inbound_port: int | None
+    target: tuple[str, int] | None
+    upstreams: tuple[PlannedUpstream, ...]
+    connect_timeout_s: float
+    argv: tuple[str, ...] = ()
+    cwd: str = ""
+    environment: Mapping[str, str] | None = None
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole run; `ports` is what to remember for the next one."""
+
+    configuration: Configuration
+    instances: tuple[Instance, ...]
+    ports: Mapping[str, int]
+
+    def of(self, service: str) -> tuple[Instance, ...]:
+        """Return the instances of a service."""
+        return tuple(i for i in self.instances if i.service == service)
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services in the order of the file."""
+        return tuple(dict.fromkeys(i.service for i in self.instances))
+
+
+def instance_name(service: str, number: int) -> str:
+    """Return `web.1` for the first instance of `web`."""
+    return f"{service}.{number}"
+
+
+def select(configuration: Configuration, selection: Selection) -> tuple[str, ...]:
+    """Return the services to run, in the order of the file: those named and what they need.
+
+    Raises MeshrunError for a name that is not there.
+    """
+    known = [*configuration.apps, *configuration.services]
+    wanted: set[str] = set()
+    queue = list(selection.names or known)
+    for name in (*queue, *(selection.scale or {})):
+        if name not in known:
+            raise MeshrunError(
+                f'no app "{name}" in {configuration.file}; there are: {", ".join(known)}'
+            )
+    while queue:
+        name = queue.pop()
+        if name in wanted:
+            continue
+        wanted.add(name)
+        app = configuration.apps.get(name)
+        if app is not None and selection.dependencies:
+            queue.extend(app.depends_on)
+            queue.extend(upstream.service for upstream in app.upstreams)
+    return tuple(name for name in known if name in wanted)
+
+
+def make(
+    configuration: Configuration,
+    selection: Selection,
+    remembered: Mapping[str, int],
+    claim: ports.Claim,
+    caller: Mapping[str, str],
+    run_id: str | None,
+) -> Plan:
+    """Make the plan; `caller` is the environment of whoever started the run.
+
+    Raises MeshrunError for an unknown name, PortTakenError, PortsExhaustedError.
+    """
+    chosen = select(configuration, selection)
+    apps = _scaled(configuration, selection, chosen)
+    externals = [e for name, e in configuration.services.items() if name in chosen]
+    wishes = list(_wishes(configuration, apps.values(), externals, isolated=selection.isolated))
+    given = ports.allocate(wishes, remembered, claim)
+    instances = [
+        _app_instance(configuration, app, number, given, caller, run_id)
+        for app in apps.values()
+        for number in range(1, app.instances + 1)
+    ]
+    instances += [_external_instance(configuration, e, given, caller) for e in externals]
+    return Plan(configuration=configuration, instances=tuple(instances), ports=given)
+
+
+def _scaled(
+    configuration: Configuration, selection: Selection, chosen: tuple[str, ...]
+) -> dict[str, App]:
+    scale = selection.scale or {}
+    return {
+        name: replace(app, instances=scale.get(name, app.instances))
+        for name, app in configuration.apps.items()
+        if name in chosen
+    }
+
+
+def count_instances(configuration: Configuration, selection: Selection) -> int:
+    """Return how many instances a plan will have. Raises MeshrunError for an unknown name."""
+    chosen = select(configuration, selection)
+    apps = _scaled(configuration, selection, chosen)
+    return len(chosen) - len(apps) + sum(app.instances for app in apps.values())
+
+
+def _wishes(
+    configuration: Configuration,
+    apps: Iterable[App],
+    externals: Iterable[External],
+    *,
+    isolated: bool,
+) -> Iterator[ports.Wish]:
+    mesh = configuration.mesh
+    numbered = [(app, number) for app in apps for number in range(1, app.instances + 1)]
+    for app, number in numbered:
+        if app.port != 0:
+            fixed = None if isolated or app.port is None else app.port + number - 1
+            name = instance_name(app.name, number)
+            yield ports.Wish(_app_holder(name), mesh.app_ports, fixed, "app")
+    for app, number in numbered:
+        for upstream in app.upstreams:
+            fixed = None if isolated or upstream.port is None else upstream.port + number - 1
+            holder = _upstream_holder(instance_name(app.name, number), upstream)
+            yield ports.Wish(holder, mesh.ports, fixed)
+    for app, number in numbered:
+        if app.port != 0:
+            yield ports.Wish(_inbound_holder(instance_name(app.name, number)), mesh.ports)
+    for external in externals:
+        yield ports.Wish(_inbound_holder(instance_name(external.name, 1)), mesh.ports)
+
+
+def _app_holder(instance: str) -> str:
+    return instance
+
+
+def _inbound_holder(instance: str) -> str:
+    return f"{instance} inbound"
+
+
+def _upstream_holder(instance: str, upstream: UpstreamReference) -> str:
+    return f"{instance} upstream {upstream.name}"
+
+
+def _app_instance(
+    configuration: Configuration,
+    app: App,
+    number: int,
+    given: Mapping[str, int],
+    caller: Mapping[str, str],
+    run_id: str | None,
+) -> Instance:
+    name = instance_name(app.name, number)
+    identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
+    port = given.get(_app_holder(name))
+    upstreams = tuple(
+        _upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
+    )
+    injected = environment.injected(
+        app=app.name,
+        instance=name,
+        identity=str(identity),
+        run_id=run_id,
+        port=port,
+        upstreams=[UpstreamAddress(u.name, HOST, u.port, u.protocol) for u in upstreams],
+    )
+    lookup = environment.effective(caller, app.env_file, {}, injected)
+    env = {name: interpolation.expand(value, lookup) for name, value in app.env.items()}
+    return Instance(
+        name=name,
+        number=number,
+        service=app.name,
+        protocol=app.protocol,
+        identity=identity,
+        app=app,
+        port=port,
+        inbound_port=given.get(_inbound_holder(name)),
+        target=(HOST, port) if port else None,
+        upstreams=upstreams,
+        connect_timeout_s=app.connect_timeout_s,
+        argv=_argv(app, lookup),
+        cwd=str(_folder(configuration.folder, app, lookup)),
+        environment=environment.effective(caller, app.env_file, env, injected),
+        probe=_probe(app.ready, lookup),
+    )
+
+
+def _upstream(
+    configuration: Configuration, reference: UpstreamReference, port: int
+) -> PlannedUpstream:
+    service = reference.service
+    target = configuration.apps.get(service) or configuration.services[service]
+    return PlannedUpstream(
+        name=reference.name,
+        service=service,
+        identity=SpiffeId.for_service(configuration.mesh.trust_domain, service),
+        port=port,
+        protocol=target.protocol,
+        connect_timeout_s=reference.connect_timeout_s,
+    )
+
+
+def _argv(app: App, lookup: Mapping[str, str]) -> tuple[str, ...]:
+    if app.shell:
+        return ("sh", "-c", *app.command)
+    if not app.expand:
+        return app.command
+    return tuple(interpolation.expand(word, lookup) for word in app.command)
+
+
+def _folder(base: Path, app: App, lookup: Mapping[str, str]) -> Path:
+    if app.cwd is None:
+        return base
+    return base / Path(interpolation.expand(app.cwd, lookup)).expanduser()
+
+
+def _probe(probe: Probe | None, lookup: Mapping[str, str]) -> Probe | None:
+    if isinstance(probe, HttpProbe):
+        return replace(probe, path=interpolation.expand(probe.path, lookup))
+    return probe
+
+
+def _external_instance(
+    configuration: Configuration,
+    external: External,
+    given: Mapping[str, int],
+    caller: Mapping[str, str],
+) -> Instance:
+    name = instance_name(external.name, 1)
+    address = interpolation.expand(external.address, caller)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise MeshrunError(
+            f"cannot use the address of {external.name} ({configuration.file}:{external.line}): "
+            f'"{address}" is not host:port'
+        )
+    return Instance(
+        name=name,
+        number=1,
+        service=external.name,
+        protocol=external.protocol,
+        identity=SpiffeId.for_service(configuration.mesh.trust_domain, external.name),
+        app=None,
+        port=int(port),
+        inbound_port=given[_inbound_holder(name)],
+        target=(host.strip("[]"), int(port)),
+        upstreams=(),
+        connect_timeout_s=5.0,
+        probe=_probe(external.ready, caller),
+    )

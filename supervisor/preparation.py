@@ -1,0 +1,194 @@
+"""Everything that a run needs before its first process: state, ports, the root, the plan.
+
+Nothing is started here, so whatever is wrong leaves nothing half-done.
+"""
+
+import contextlib
+import os
+import resource
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from meshrun.proxy.errors import IdentityError
+from meshrun.supervisor import ca, cgroup, plan, runfile
+from meshrun.supervisor.configuration.model import Configuration
+from meshrun.supervisor.database import Database
+from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.intention_book import IntentionBook
+from meshrun.supervisor.listeners import Leases, Listeners, is_free, owner_of
+from meshrun.supervisor.ports import PortTakenError, Wish
+from meshrun.supervisor.statedir import AlreadyLockedError, StateDir
+
+__all__ = ["Prepared", "prepare"]
+
+ROOT_KEY = "root.key"
+
+# Of an instance: two listeners or a lease, pipes and pidfds of app and sidecar, the channel, the
+# log, and half as many again while one is started; besides: the loop, the database, callers.
+DESCRIPTORS_EACH = 16
+DESCRIPTORS_BESIDES = 128
+MOST_DESCRIPTORS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run works with; `notices` are what happened on the way that people should know."""
+
+    run_id: str
+    plan: plan.Plan
+    isolated: bool
+    state: StateDir
+    database: Database
+    book: IntentionBook
+    root: ca.Root
+    listeners: Listeners
+    leases: Leases
+    cgroup: Path | None
+    notices: tuple[str, ...]
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self.cgroup is not None:
+            cgroup.remove(self.cgroup)
+        self.listeners.close()
+        self.leases.close()
+        self.database.close()
+        self.state.close()
+
+
+def prepare(
+    configuration: Configuration,
+    selection: plan.Selection,
+    state_path: Path,
+    environ: Mapping[str, str],
+) -> Prepared:
+    """Take the state folder and everything else that a run needs.
+
+    Raises MeshrunError: another run has the folder, a port is taken, the root is unusable.
+    """
+    most = _raise_descriptor_limit()
+    _check_descriptors(plan.count_instances(configuration, selection), most)
+    with contextlib.ExitStack() as undo:
+        state = StateDir.open(state_path, create=True)
+        undo.callback(state.close)
+        _lock(state)
+        leftovers = runfile.end_leftovers(state)
+        database = Database.open(state)
+        undo.callback(database.close)
+        root, new_root = _root(state, database, configuration.mesh.trust_domain)
+        listeners, leases = Listeners(), Leases()
+        undo.callback(listeners.close)
+        undo.callback(leases.close)
+        run_id = secrets.token_hex(8)
+
+        def claim(wish: Wish, port: int) -> bool:
+            return (leases if wish.kind == "app" else listeners).claim(port)
+
+        try:
+            planned = plan.make(configuration, selection, database.ports(), claim, environ, run_id)
+        except PortTakenError as error:
+            raise MeshrunError(_explain(error)) from error
+        database.put_ports(planned.ports)
+        undo.pop_all()
+        return Prepared(
+            run_id=run_id,
+            plan=planned,
+            isolated=selection.isolated,
+            state=state,
+            database=database,
+            book=IntentionBook(configuration.intentions, database),
+            root=root,
+            listeners=listeners,
+            leases=leases,
+            cgroup=cgroup.create(run_id),
+            notices=(
+                *(f"ended what an earlier run had left: {command}" for command in leftovers),
+                *((new_root,) if new_root is not None else ()),
+            ),
+        )
+
+
+def _lock(state: StateDir) -> None:
+    try:
+        state.lock()
+    except AlreadyLockedError as error:
+        run = runfile.read(state)
+        who = "" if run is None else f", supervisor pid {run.supervisor.pid}"
+        raise AlreadyLockedError(
+            f"a mesh runs already in {state.path}{who}; see it with `meshrun ps`, end it with "
+            "`meshrun down`, or run a copy beside it with `meshrun up --isolated`"
+        ) from error
+
+
+def _raise_descriptor_limit() -> int:
+    """Take as many descriptors as are allowed; what the launcher forks keeps its own limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+def _check_descriptors(count: int, most: int) -> None:
+    """Refuse more instances than there can be pipes and channels for: half a mesh is no mesh."""
+    needed = DESCRIPTORS_BESIDES + DESCRIPTORS_EACH * count
+    if needed > most:
+        raise MeshrunError(
+            f"cannot run {count} instances: that takes up to {needed} open files, and the limit "
+            f"is {most}; see: ulimit -Hn"
+        )
+
+
+def _explain(error: PortTakenError) -> str:
+    if error.wish.kind == "app" and is_free(error.port):
+        owner = "another mesh of this machine has promised it to one of its apps"
+    else:
+        owner = f"{owner_of(error.port)} listens on it"
+    return (
+        f"cannot give port {error.port} to {error.wish.holder}: {owner}; free it, name another "
+        "one, or let `meshrun up --isolated` choose"
+    )
+
+
+def _root(state: StateDir, database: Database, trust_domain: str) -> tuple[ca.Root, str | None]:
+    """Load the root of this mesh, or make one where there is none that can be used.
+
+    There is one key: of a mesh that was renamed and renamed back it is the other name's. No leaf
+    outlives its run, so a new root breaks nothing; the second value says why there is one.
+    """
+    now = datetime.now(tz=UTC)
+    certificates = database.roots(trust_domain)
+    key = _read_key(state)
+    notice = None
+    if certificates and key is not None:
+        try:
+            return ca.load_root(certificates[0], key, trust_domain, now), None
+        except IdentityError as error:
+            notice = f"made a new root for {trust_domain}: {error}"
+    root = ca.create_root(trust_domain, now)
+    # The key first: a crash in between leaves a key without its certificate, and the next run
+    # makes both anew; nobody has trusted either yet.
+    state.write(ROOT_KEY, root.key_pem(), durable=True)
+    database.put_root(trust_domain, root.certificate_pem, now.timestamp())
+    return root, notice
+
+
+def _read_key(state: StateDir) -> bytes | None:
+    try:
+        descriptor = os.open(
+            ROOT_KEY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state.descriptor
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise MeshrunError(f"cannot read {state.path / ROOT_KEY}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode & 0o777
+        if mode & 0o077:
+            raise MeshrunError(
+                f"cannot trust {state.path / ROOT_KEY}: others may read it (mode {mode:o}); "
+                "remove it to get a new root"
+            )
+        return file.read(64 * 1024)

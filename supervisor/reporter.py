@@ -1,0 +1,167 @@
+"""Turns what happens into events of the timeline and lines of the log."""
+
+from collections.abc import Callable
+
+from meshrun.proxy import messages
+from meshrun.supervisor import ca, lifecycle
+from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.journal import Journal
+from meshrun.supervisor.lifecycle import Phase, Status
+from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.timeline import Timeline
+
+__all__ = ["Reporter"]
+
+
+class Reporter:
+    """Says what happens to apps and sidecars, each thing once."""
+
+    def __init__(
+        self, timeline: Timeline, journal: Journal, last_lines: Callable[[str], list[str]]
+    ) -> None:
+        self._timeline = timeline
+        self._journal = journal
+        self._last_lines = last_lines
+        self._hinted: set[tuple[str, str]] = set()
+
+    # Apps.
+
+    def app_changed(
+        self, instance: Instance, before: Status, after: Status, event: Event, now: float
+    ) -> None:
+        """Say what changed; `now` is of the clock of the statuses."""
+        name = instance.name
+        if isinstance(event, events.Exited):
+            self._timeline.add("exited", name, f"{name} ended: {after.exit}")
+        if before.pid is None and after.pid is not None:
+            self._timeline.add("started", name, f"{name} started, pid {after.pid}")
+            port = instance.port or None
+            self._journal.info(f"{name} started", pid=after.pid, port=port)
+        if after.ready and not before.ready and isinstance(event, events.ProbeSucceeded):
+            self._timeline.add("ready", name, f"{name} is ready")
+            self._journal.info(f"{name} is ready")
+        if before.ready and not after.ready and isinstance(event, events.ProbeFailed):
+            self._timeline.add("not-ready", name, f"{name} is not ready: {event.reason}")
+            self._journal.warning(f"{name} is not ready: {event.reason}")
+        restarted = after.restarts > before.restarts and after.phase is Phase.SPAWNING
+        if after.phase is not before.phase or restarted:
+            self._phase_entered(name, before, after, now)
+
+    def _phase_entered(self, name: str, before: Status, after: Status, now: float) -> None:
+        match after.phase:
+            case Phase.SPAWNING if before.phase is Phase.ENDING:
+                how = after.reason or before.reason
+                self._timeline.add("restarting", name, f"{name} starts again ({how})")
+                if before.wanted is lifecycle.Wanted.RUN:
+                    self._journal.warning(f"{name} ended ({how}), starts again at once")
+            case Phase.BACKOFF:
+                self._retry(name, after, now)
+            case Phase.CRASH_LOOP:
+                self._retry(name, after, now)
+                if not before.looping:
+                    self._show_last_lines(name)
+            case Phase.FAILED:
+                self._timeline.add("failed", name, f"{name} failed: {after.reason}")
+                self._journal.error(f"{name} failed: {after.reason}")
+                self._show_last_lines(name)
+            case Phase.COMPLETED:
+                self._timeline.add("completed", name, f"{name} completed")
+                self._journal.info(f"{name} completed")
+            case Phase.STOPPED if before.pid is not None:
+                self._timeline.add("stopped", name, f"{name} stopped")
+                self._journal.info(f"{name} stopped")
+            case Phase.KILLING:
+                why = after.reason or "did not end in time"
+                self._timeline.add("killing", name, f"{name} is killed: {why}")
+                self._journal.warning(f"{name} is killed: {why}")
+            case _:
+                pass
+
+    def _retry(self, name: str, after: Status, now: float) -> None:
+        in_s = max(0.0, (after.next_try_at or now) - now)
+        loop = "crash loop: " if after.phase is Phase.CRASH_LOOP else ""
+        what = "ended" if after.started_at is not None else "could not be started"
+        message = f"{name} {what} ({after.reason}), {loop}next try in {in_s:.1f} s"
+        self._timeline.add(after.phase.shown, name, message)
+        self._journal.warning(message)
+
+    def _show_last_lines(self, name: str) -> None:
+        lines = self._last_lines(name)
+        if lines:
+            text = "\n".join(f"    {line}" for line in lines)
+            self._journal.info(f"the last lines of {name}:\n{text}")
+
+    def external_changed(self, instance: Instance, reason: str) -> None:
+        """Say that an external service became ready, or with a reason that it is not."""
+        name = instance.name
+        if reason:
+            self._timeline.add("not-ready", name, f"{name} is not ready: {reason}")
+            self._journal.warning(f"{name} is not ready: {reason}")
+        else:
+            self._timeline.add("ready", name, f"{name} is ready")
+            self._journal.info(f"{name} is ready")
+
+    # Sidecars.
+
+    def sidecar_changed(
+        self, instance: Instance, before: Status, after: Status, event: Event, stopping: bool
+    ) -> None:
+        """Say when a sidecar ended though nobody asked it to."""
+        name = f"sidecar of {instance.name}"
+        if isinstance(event, events.Exited) and not stopping:
+            self._timeline.add("sidecar-exited", instance.name, f"{name} ended: {after.exit}")
+            self._journal.warning(f"{name} ended ({after.exit}), starts again")
+        if isinstance(event, events.SpawnFailed):
+            self._journal.error(f"{name} cannot be started: {after.reason}")
+        if before.pid is None and after.pid is not None and after.restarts > 0:
+            self._timeline.add("sidecar-started", instance.name, f"{name} started again")
+
+    def denied(self, instance: Instance, report: messages.Denied) -> None:
+        """Say who was refused and by what."""
+        cut = "live connection cut: " if report.live else ""
+        if report.kind == "peer":
+            message = f"{cut}a stranger was refused at {instance.service}: {report.reason}"
+        else:
+            message = f"{cut}{report.source} may not call {instance.service}: {report.reason}"
+        pair = (report.source, instance.service)
+        self._timeline.add(
+            "denied",
+            instance.service,
+            message,
+            source=report.source,
+            destination=instance.service,
+            count=report.count,
+        )
+        times = report.count if report.count > 1 else None
+        self._journal.warning(f"denied: {message}", times=times)
+        if report.by_default and pair not in self._hinted:
+            self._hinted.add(pair)
+            hint = f"meshrun intentions create {report.source} {instance.service}"
+            self._journal.info(f"if that call is meant to be, allow it with: {hint}")
+
+    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
+        """Say that a connection found nobody."""
+        where = f" to {report.upstream}" if report.upstream is not None else ""
+        message = f"a connection of {instance.name}{where} failed: {report.reason}"
+        if report.upstream is None:
+            message = f"a connection to {instance.name} failed: {report.reason}"
+        self._timeline.add("connection-failed", instance.name, message, count=report.count)
+        self._journal.warning(message)
+
+    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+        """Note a new leaf."""
+        kind = "issued" if first else "rotated"
+        self._timeline.add(kind, instance.name, f"{instance.name} serves leaf {leaf.serial}")
+
+    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
+        """Pass a sidecar's line on."""
+        self._journal.log(_LEVELS[report.level], f"sidecar of {instance.name}: {report.message}")
+
+    def sidecar_wrote(self, instance: Instance, lines: list[bytes]) -> None:
+        """Pass on what a sidecar wrote to stderr: a traceback, a complaint of a library."""
+        text = "\n".join(line.decode(errors="replace") for line in lines)
+        self._journal.error(f"sidecar of {instance.name}:\n{text}")
+
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

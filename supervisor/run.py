@@ -1,0 +1,484 @@
+"""A run: every instance with its runner, and the decisions that concern more than one of them.
+
+Order of a change in readiness: first the sidecars are told who takes calls, then the timeline. So
+whoever saw a crash in the timeline calls nobody who crashed.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Iterable
+from functools import partial
+
+from meshrun.proxy import messages
+from meshrun.supervisor import bodies, ca, dependencies, lifecycle, processes, runfile
+from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.controlplane import ControlPlane
+from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.externals import Externals
+from meshrun.supervisor.journal import Journal
+from meshrun.supervisor.launching import Launcher
+from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.logs import Logs
+from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.preparation import Prepared
+from meshrun.supervisor.reporter import Reporter
+from meshrun.supervisor.runner import Runner
+from meshrun.supervisor.timeline import Timeline
+
+__all__ = ["KILL_S", "Readiness", "Run", "StoppingError", "UnknownNameError"]
+
+# Design 8: a launched sidecar that does not acknowledge within it is killed and started again.
+ENFORCE_TIMEOUT_S = 2.0
+ROTATE_TIMEOUT_S = 30.0
+# How soon what was killed is gone; seconds, because of what must be written to disk first.
+KILL_S = 4.0
+# How long a sidecar may live without its channel; the end of it is seen long before, usually.
+LINGER_S = 0.5
+# How many names of many a sentence has.
+SHOWN = 5
+SIDECAR_POLICY = Policy(restart="always", stop_timeout_s=1.0)
+
+
+class StoppingError(MeshrunError):
+    """The run is being ended."""
+
+
+class UnknownNameError(MeshrunError):
+    """No app or instance of this run has that name."""
+
+
+class Readiness:
+    """The answer to "is everything ready": `failed` names the instance that never will be."""
+
+    def __init__(self, ready: bool, failed: str | None = None, reason: str = "") -> None:
+        self.ready = ready
+        self.failed = failed
+        self.reason = reason
+
+
+class Run:
+    """The running mesh: starts, watches and ends it; the API and the signals call its methods."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        launcher: Launcher,
+        journal: Journal,
+        timeline: Timeline,
+        logs: Logs,
+    ) -> None:
+        self.prepared = prepared
+        self.plan = prepared.plan
+        self.timeline = timeline
+        self.logs = logs
+        self.started_at = time.time()
+        self.bell = Bell()
+        self.stopping = False
+        self.apps: dict[str, Runner] = {}
+        self.sidecars: dict[str, Runner] = {}
+        self._launcher = launcher
+        self._journal = journal
+        self._reporter = Reporter(timeline, journal, logs.last)
+        self._bodies: list[bodies.AppBody | bodies.SidecarBody] = []
+        self._instances = {instance.name: instance for instance in self.plan.instances}
+        self._run_file_due: asyncio.Handle | None = None
+        self.killed_at: float | None = None
+        self.control = ControlPlane(
+            self.plan, prepared.root, prepared.book.effective, self, time.time
+        )
+        self.externals = Externals(self.plan.instances, self._external_changed)
+        for instance in self.plan.instances:
+            self._add(instance)
+
+    def _add(self, instance: Instance) -> None:
+        cgroup = str(self.prepared.cgroup) if self.prepared.cgroup is not None else None
+        listeners = self.prepared.listeners.sockets
+        named = {upstream.name: listeners[upstream.port] for upstream in instance.upstreams}
+        if instance.inbound_port is not None:
+            named = {"": listeners[instance.inbound_port], **named}
+        sidecar = bodies.SidecarBody(
+            self._launcher,
+            instance,
+            cgroup,
+            named,
+            self.control.attach,
+            partial(self._reporter.sidecar_wrote, instance),
+        )
+        self._bodies.append(sidecar)
+        self.sidecars[instance.name] = Runner(
+            instance.name,
+            SIDECAR_POLICY,
+            sidecar,
+            partial(self._sidecar_changed, instance),
+            random.random,
+        )
+        if instance.app is not None:
+            body = bodies.AppBody(self._launcher, instance, cgroup, self.logs.write)
+            self._bodies.append(body)
+            policy = Policy(
+                restart=instance.app.restart,
+                stop_signal=instance.app.stop.signal,
+                stop_timeout_s=instance.app.stop.timeout_s,
+                has_probe=instance.probe is not None,
+                ready_deadline_s=instance.probe.deadline_s if instance.probe else 60.0,
+            )
+            self.apps[instance.name] = Runner(
+                instance.name, policy, body, partial(self._app_changed, instance), random.random
+            )
+
+    # Beginning.
+
+    def start(self) -> None:
+        """Start everything: sidecars at once, apps as their dependencies allow."""
+        self._write_run_file()
+        for sidecar in self.sidecars.values():
+            sidecar.feed(events.Start())
+            sidecar.feed(events.DependenciesMet())
+        for app in self.apps.values():
+            app.feed(events.Start())
+        self.externals.start()
+        self._changed()
+
+    # What happens.
+
+    def _app_changed(
+        self, instance: Instance, _runner: Runner, before: Status, after: Status, event: Event
+    ) -> None:
+        self._tell_who_is_ready()
+        self._reporter.app_changed(instance, before, after, event, time.monotonic())
+        if after.pid != before.pid:
+            self._run_file_changed()
+        self._changed()
+
+    def _sidecar_changed(
+        self, instance: Instance, runner: Runner, before: Status, after: Status, event: Event
+    ) -> None:
+        if isinstance(event, events.Exited):
+            self.control.detach(instance.name)
+        if after.phase is Phase.WAITING:
+            runner.feed(events.DependenciesMet())
+        stopping = self.stopping or before.wanted is not lifecycle.Wanted.RUN
+        self._reporter.sidecar_changed(instance, before, after, event, stopping)
+        if after.pid != before.pid:
+            self._run_file_changed()
+        self._changed()
+
+    def _external_changed(self, instance: Instance) -> None:
+        self._tell_who_is_ready()
+        reason = self.externals.reason(instance.name)
+        self._reporter.external_changed(instance, reason)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Draw the consequences of a change for everybody else."""
+        self._tell_who_is_ready()
+        for name, runner in self.apps.items():
+            if runner.status.phase is Phase.WAITING:
+                self._judge(self._instances[name], runner)
+        self.bell.ring()
+
+    def _tell_who_is_ready(self) -> None:
+        ready = [name for name, app in self.apps.items() if app.status.ready]
+        self.control.set_ready({*ready, *self.externals.ready})
+
+    def verdict(self, instance: Instance) -> dependencies.Verdict:
+        """Say whether the dependencies of an instance let it start."""
+        assert instance.app is not None
+        statuses = {
+            name: [self._dependency_status(other) for other in self.plan.of(name)]
+            for name in instance.app.depends_on
+        }
+        return dependencies.judge(instance.app.depends_on, statuses)
+
+    def _dependency_status(self, instance: Instance) -> Status:
+        if instance.app is not None:
+            return self.apps[instance.name].status
+        sidecar = self.sidecars[instance.name].status
+        return Status(pid=sidecar.pid, ready=self.is_ready(instance))
+
+    def _judge(self, instance: Instance, runner: Runner) -> None:
+        verdict = self.verdict(instance)
+        if verdict.met:
+            runner.feed(events.DependenciesMet())
+        elif verdict.hopeless:
+            runner.feed(events.DependencyFailed("; ".join(verdict.waiting_for)))
+
+    # What sidecars report (the observer of the control plane).
+
+    def denied(self, instance: Instance, report: messages.Denied) -> None:
+        """Pass on a denial."""
+        self._reporter.denied(instance, report)
+
+    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
+        """Pass on a failed connection."""
+        self._reporter.connection_failed(instance, report)
+
+    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+        """Pass on a new leaf."""
+        self._reporter.rotated(instance, leaf, first=first)
+
+    def sidecar_ready(self, instance: Instance) -> None:
+        """See who waited for it."""
+        self._changed()
+
+    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
+        """Pass on a line."""
+        self._reporter.sidecar_said(instance, report)
+
+    def sidecar_broke(self, instance: Instance, reason: str) -> None:
+        """End a sidecar that cannot be controlled; it is started again."""
+        self._journal.warning(f"the sidecar of {instance.name} is killed: {reason}")
+        self.sidecars[instance.name].kill_process()
+
+    def sidecar_closed(self, instance: Instance, reason: str) -> None:
+        """See that a sidecar without a channel ends: nobody could tell it anything any more."""
+        runner = self.sidecars[instance.name]
+        pid = runner.status.pid
+
+        def still_there() -> None:
+            if runner.status.alive and runner.status.pid == pid:
+                why = reason or "it has closed its channel and goes on"
+                self.sidecar_broke(instance, why)
+
+        asyncio.get_running_loop().call_later(LINGER_S, still_there)
+
+    # What people want.
+
+    def resolve(self, names: Iterable[str]) -> list[str]:
+        """Return the instances that names of apps and instances mean; none means all."""
+        found: list[str] = []
+        for name in names:
+            matching = [i.name for i in self.plan.instances if name in (i.name, i.service)]
+            if not matching:
+                known = ", ".join(self.plan.services)
+                raise UnknownNameError(f'no app "{name}" runs here; there are: {known}')
+            found += matching
+        return list(dict.fromkeys(found)) or list(self._instances)
+
+    def _startable(self, names: Iterable[str]) -> list[str]:
+        if self.stopping:
+            raise StoppingError("cannot start anything: the mesh is being stopped")
+        return [name for name in self.resolve(names) if name in self.apps]
+
+    async def start_apps(self, names: Iterable[str]) -> list[str]:
+        """Start apps that do not run; returns once each has been started or waits for others."""
+        chosen = self._startable(names)
+        for name in chosen:
+            self.apps[name].feed(events.Start())
+        self._changed()
+        await self.bell.until(
+            lambda: all(self.apps[n].status.phase is not Phase.SPAWNING for n in chosen), None
+        )
+        return chosen
+
+    async def stop_apps(self, names: Iterable[str]) -> list[str]:
+        """Stop apps, those that depend on others first; returns when they have ended."""
+        chosen = [name for name in self.resolve(names) if name in self.apps]
+        for layer in self._layers():
+            running = [name for name in layer if name in chosen]
+            for name in running:
+                self.apps[name].feed(events.Stop())
+            await self.bell.until(partial(self._all_final, running), None)
+        return chosen
+
+    async def restart_apps(self, names: Iterable[str]) -> list[str]:
+        """Restart apps, each service one instance after the other, dependencies first."""
+        chosen = self._startable(names)
+        for layer in reversed(self._layers()):
+            for name in (name for name in layer if name in chosen):
+                if not self.stopping:
+                    await self._restart(name)
+        return chosen
+
+    async def _restart(self, name: str) -> None:
+        runner = self.apps[name]
+        begun = runner.status.number
+        runner.feed(events.Restart())
+        self._changed()
+
+        def settled() -> bool:
+            status = runner.status
+            if status.phase is Phase.WAITING:  # also before: there was nothing to restart
+                return True
+            between = status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
+            return status.number != begun and (status.ready or status.final or between)
+
+        await self.bell.until(settled, None)
+
+    def _layers(self) -> list[list[str]]:
+        services = dependencies.stop_order(
+            {i.service: i.app.depends_on for i in self.plan.instances if i.app is not None}
+        )
+        return [[i.name for s in layer for i in self.plan.of(s)] for layer in services]
+
+    def _all_final(self, names: Iterable[str]) -> bool:
+        # Whom somebody has started again meanwhile nobody waits for.
+        return all(
+            status.final or status.wanted is not lifecycle.Wanted.STOP
+            for status in (self.apps[name].status for name in names)
+        )
+
+    def is_ready(self, instance: Instance) -> bool:
+        """Tell whether an instance takes calls and its sidecar serves."""
+        app = self.apps.get(instance.name)
+        takes_calls = app.status.ready if app is not None else instance.name in self.externals.ready
+        return takes_calls and self.control.is_ready(instance.name)
+
+    async def ready(self, timeout_s: float) -> Readiness:
+        """Wait until everything is ready or has completed, or until something has failed."""
+        await self.bell.until(lambda: self._readiness() is not None, timeout_s)
+        settled = self._readiness()
+        if settled is not None:
+            return settled
+        late = next(i for i in self.plan.instances if not self._settled(i))
+        app = self.apps.get(late.name)
+        state = app.status.phase.shown if app is not None else "not ready"
+        reason = app.status.reason if app is not None else self.externals.reason(late.name)
+        why = f": {reason}" if reason else ""
+        return Readiness(False, late.name, f"{late.name} is {state} after {timeout_s:g} s{why}")
+
+    def _readiness(self) -> Readiness | None:
+        for name, app in self.apps.items():
+            if app.status.phase in (Phase.FAILED, Phase.CRASH_LOOP):
+                shown = app.status.phase.shown
+                return Readiness(False, name, f"{name} {shown}: {app.status.reason}")
+        if self.stopping:
+            return Readiness(False, None, "the run is being stopped")
+        return Readiness(True) if all(map(self._settled, self.plan.instances)) else None
+
+    def _settled(self, instance: Instance) -> bool:
+        app = self.apps.get(instance.name)
+        completed = app is not None and app.status.phase is Phase.COMPLETED
+        return completed or self.is_ready(instance)
+
+    async def enforce_intentions(self) -> None:
+        """Return when every running sidecar enforces the intentions as they are now."""
+        for name in await self.control.enforced(ENFORCE_TIMEOUT_S):
+            reason = f"it did not enforce a change within {ENFORCE_TIMEOUT_S:g} s"
+            self.sidecar_broke(self._instances[name], reason)
+
+    async def rotate(self, names: Iterable[str]) -> None:
+        """Give sidecars new leaves; raises MeshrunError naming those that did not take theirs."""
+        late = await self.control.rotate(self.resolve(names), ROTATE_TIMEOUT_S)
+        if late:
+            raise MeshrunError(
+                f"cannot rotate: {', '.join(late)} serve no new leaf after {ROTATE_TIMEOUT_S:g} s"
+            )
+
+    # Ending.
+
+    async def ended_by_itself(self) -> None:
+        """Wait until every app has ended for good; for ever if there is none."""
+
+        def over() -> bool:
+            phases = [app.status.phase for app in self.apps.values()]
+            return bool(phases) and all(p in (Phase.COMPLETED, Phase.FAILED) for p in phases)
+
+        await self.bell.until(over, None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an app has failed for good."""
+        return any(app.status.phase is Phase.FAILED for app in self.apps.values())
+
+    async def stop(self) -> None:
+        """End everything in order: dependants, what they depend on, sidecars."""
+        self.stopping = True
+        self.externals.stop()
+        self.bell.ring()
+        grace_s = self._grace_s
+        # One grace for all: after it nobody waits for a dependant any more.
+        hurry = asyncio.get_running_loop().call_later(grace_s, self._stop_all)
+        await self.stop_apps([])
+        hurry.cancel()
+        for sidecar in self.sidecars.values():
+            sidecar.feed(events.Stop())
+        await self.bell.until(
+            lambda: all(sidecar.status.final for sidecar in self.sidecars.values()), None
+        )
+        self.control.close()
+
+    @property
+    def _grace_s(self) -> float:
+        return max((app.policy.stop_timeout_s for app in self.apps.values()), default=0.0)
+
+    @property
+    def longest_stop_s(self) -> float:
+        """How long `stop` takes at most.
+
+        A grace until all are told, one for the last of them, one for the rest of its session, the
+        sidecars', and what KILL needs.
+        """
+        return 3 * self._grace_s + SIDECAR_POLICY.stop_timeout_s + KILL_S
+
+    def _stop_all(self) -> None:
+        for app in self.apps.values():
+            app.feed(events.Stop())
+
+    def kill(self) -> None:
+        """End everything at once, politely no more."""
+        if self.killed_at is None:
+            self.killed_at = time.monotonic()
+            self._journal.warning("killing everything")
+        for app in self.apps.values():
+            app.feed(events.Kill())
+
+    def describe_blocking(self) -> str:
+        """Say which instances have not ended."""
+        names = [name for name, app in self.apps.items() if not app.status.final]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return ", ".join(names[:SHOWN]) + more
+
+    def pause_output(self) -> None:
+        """Let the apps wait with what they write."""
+        for body in self._bodies:
+            body.output.pause()
+
+    def resume_output(self) -> None:
+        """Take the apps' output again."""
+        for body in self._bodies:
+            body.output.resume()
+
+    # run.json
+
+    def _run_file_changed(self) -> None:
+        if self._run_file_due is None:
+            # Once per turn of the loop, however many processes came and went in it.
+            self._run_file_due = asyncio.get_running_loop().call_soon(self._write_run_file)
+
+    def _write_run_file(self) -> None:
+        self._run_file_due = None
+        try:
+            runfile.write(self.prepared.state, self._run_file())
+        except OSError as error:
+            self._journal.error(f"cannot write run.json: {error.strerror}")
+
+    def _run_file(self) -> runfile.RunFile:
+        recorded = [
+            entry
+            for prefix, runners in (("", self.apps), ("sidecar ", self.sidecars))
+            for name, runner in runners.items()
+            if runner.status.pid is not None
+            and (entry := _recorded(f"{prefix}{name}", runner.status.pid)) is not None
+        ]
+        supervisor = _recorded("supervisor", os.getpid())
+        launcher = _recorded("launcher", self._launcher.pid)
+        assert supervisor is not None
+        return runfile.RunFile(
+            run_id=self.prepared.run_id,
+            boot_id=processes.boot_id(),
+            supervisor=supervisor,
+            launcher=launcher,
+            processes=tuple(recorded),
+            cgroup=str(self.prepared.cgroup) if self.prepared.cgroup is not None else None,
+            started_at=self.started_at,
+        )
+
+
+def _recorded(name: str, pid: int) -> runfile.Recorded | None:
+    process = processes.identify(pid)
+    return None if process is None else runfile.Recorded(name, pid, process.start_time)

@@ -1,0 +1,227 @@
+"""Keeps one process: feeds its state machine with what happens, and does what that says."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from meshrun.proxy import tasks
+from meshrun.supervisor import lifecycle, processes
+from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.launching import LauncherLostError, Process
+from meshrun.supervisor.lifecycle import Policy, Status
+from meshrun.supervisor.lifecycle_events import Event
+
+__all__ = ["Body", "NotExecutableError", "Probing", "Runner"]
+
+
+LOOK_AGAIN_S = 0.01
+
+
+class NotExecutableError(MeshrunError):
+    """A program that cannot be run, however often it is tried."""
+
+
+class Probing(Protocol):
+    """A probe that is being asked."""
+
+    def stop(self) -> None:
+        """Ask no more."""
+
+
+class Body(Protocol):
+    """What is particular to the process that a runner keeps."""
+
+    async def spawn(self) -> Process:
+        """Start it. Raises NotExecutableError, or MeshrunError if another try may help."""
+
+    def exited(self) -> None:
+        """Take what it left behind (its last output); called before anybody hears of the exit."""
+
+    def probe(
+        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
+    ) -> Probing | None:
+        """Begin to ask whether it is ready."""
+
+
+# Called after each change with the status before and after it, and the event.
+OnChange = Callable[["Runner", Status, Status, Event], None]
+
+
+class Runner:
+    """The driver of one state machine; the machine itself is `meshrun.supervisor.lifecycle`."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        body: Body,
+        on_change: OnChange,
+        random: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.status = Status()
+        self._body = body
+        self._on_change = on_change
+        self._random = random
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[Event] = deque()
+        self._feeding = False
+        self._process: Process | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._prober: Probing | None = None
+        self._session_signal: int | None = None
+        self._session_nudge = asyncio.Event()
+
+    def feed(self, event: Event) -> None:
+        """Let something happen. What happens in consequence comes after it, never within it."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                self._step(self._events.popleft())
+        finally:
+            self._feeding = False
+
+    def _step(self, event: Event) -> None:
+        before = self.status
+        after, actions = lifecycle.step(
+            before, event, self.policy, time.monotonic(), self._random()
+        )
+        if after.number != before.number and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.status = after
+        for action in actions:
+            self._guarded(partial(self._act, action), f"{action} of {self.name}")
+        if after != before:
+            told = f"telling of a change of {self.name}"
+            self._guarded(partial(self._on_change, self, before, after, event), told)
+
+    def _guarded(self, do: Callable[[], None], what: str) -> None:
+        """Do something that may be broken: the life of the process must go on all the same.
+
+        An event that was lost here would leave an instance that nothing can stop any more.
+        """
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is said and goes on
+            self._loop.call_exception_handler({"message": f"{what} failed", "exception": error})
+
+    def _act(self, action: events.Action) -> None:
+        match action:
+            case events.Spawn():
+                tasks.start(self._spawn(), f"spawn {self.name}")
+            case events.SendSignal(number):
+                self._signal(number)
+            case events.EndSession(number):
+                self._end_session(number)
+            case events.SetTimer(number, at):
+                delay_s = max(0.0, at - time.monotonic())
+                self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
+            case events.Probing(on):
+                self._probe(on=on)
+
+    async def _spawn(self) -> None:
+        try:
+            process = await self._body.spawn()
+        except NotExecutableError as error:
+            self.feed(events.SpawnFailed(str(error)))
+            return
+        except LauncherLostError:
+            return  # the run is over; nobody is left to tell
+        except (MeshrunError, OSError, ValueError) as error:
+            # ValueError: a NUL in a word, a text that cannot be encoded.
+            self.feed(events.SpawnFailed(str(error), permanent=isinstance(error, ValueError)))
+            return
+        except Exception as error:
+            self.feed(events.SpawnFailed(f"internal error: {error!r}", permanent=False))
+            raise
+        self._process = process
+        self._session_signal = None
+        self.feed(events.Spawned(process.pid))
+        exit_ = await process.exited
+        self._guarded(self._body.exited, f"taking the last output of {self.name}")
+        process.close()
+        self.feed(events.Exited(exit_))
+
+    def _signal(self, number: int) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(number)
+        for member in processes.session_members(process.pid):
+            if member.pid != process.pid:
+                processes.send_signal(member, number)
+        if number != signal.SIGKILL:
+            # What is stopped (SIGSTOP, SIGTTIN) would never see the signal.
+            process.send_signal(signal.SIGCONT)
+
+    def kill_process(self) -> None:
+        """KILL the main process and leave it to the policy whether it starts again."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+
+    def _probe(self, *, on: bool) -> None:
+        if self._prober is not None:
+            self._prober.stop()
+            self._prober = None
+        if on:
+            self._prober = self._body.probe(
+                lambda: self.feed(events.ProbeSucceeded()),
+                lambda reason: self.feed(events.ProbeFailed(reason)),
+            )
+
+    def _end_session(self, number: int) -> None:
+        """End what is left of the session: at once if nothing is, which is the usual case."""
+        running = self._session_signal is not None
+        self._session_signal = number
+        if running:
+            self._session_nudge.set()
+            return
+        assert self._process is not None
+        session = self._process.pid
+        left = processes.session_members(session)
+        if left:
+            tasks.start(self._outlive(session, left), f"end session of {self.name}")
+        else:
+            self._session_signal = None
+            self.feed(events.SessionEnded())
+
+    async def _outlive(self, session: int, left: list[processes.ProcessId]) -> None:
+        told: set[tuple[processes.ProcessId, int]] = set()
+        while left:
+            number = self._session_signal or signal.SIGKILL
+            for process in left:
+                # KILL again whatever was born meanwhile; other signals once.
+                if (process, number) not in told:
+                    told.add((process, number))
+                    processes.send_signal(process, number)
+            await self._any_exit(left)
+            left = processes.session_members(session)
+        self._session_signal = None
+        self.feed(events.SessionEnded())
+
+    async def _any_exit(self, members: list[processes.ProcessId]) -> None:
+        """Wait until one of them ends, or until another signal is wanted."""
+        self._session_nudge.clear()
+        with contextlib.ExitStack() as stack:
+            for member in members:
+                pidfd = processes.open_pidfd(member)
+                if pidfd is None:
+                    # It is gone, or there are no descriptors left: never look again at once.
+                    await asyncio.sleep(LOOK_AGAIN_S)
+                    return
+                stack.callback(os.close, pidfd)
+                self._loop.add_reader(pidfd, self._session_nudge.set)
+                stack.callback(self._loop.remove_reader, pidfd)
+            await self._session_nudge.wait()

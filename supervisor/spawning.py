@@ -1,0 +1,118 @@
+"""What the supervisor and the launcher say to each other.
+
+A request for a process is a message with descriptors: first a sealed memfd with the `AppSpec` or
+`SidecarSpec`, then the descriptors that the spec's numbers count. Only the child reads the memfd:
+the environment of an app, secrets and all, never enters the launcher's memory, and so is in no
+sidecar forked from it.
+"""
+
+import fcntl
+import os
+
+import msgspec
+
+__all__ = [
+    "MESSAGE_LIMIT",
+    "AppSpec",
+    "Credentials",
+    "Exited",
+    "FromLauncher",
+    "SidecarSpec",
+    "SpawnFailed",
+    "SpawnRequested",
+    "Spawned",
+    "read_spec",
+    "seal",
+]
+
+# Requests and answers are a few numbers; what is large is in the memfd.
+MESSAGE_LIMIT = 4096
+DESCRIPTOR_LIMIT = 250  # SCM_MAX_FD is 253
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Whom a child becomes."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class AppSpec(msgspec.Struct, frozen=True, kw_only=True, tag="app"):
+    """A program to execute. Descriptors: memfd, stdin, stdout, stderr, status pipe.
+
+    Words, folder and environment are bytes: what the caller's environment has need not be UTF-8.
+    `limits` maps a number of `resource.RLIMIT_*` to its soft and hard value.
+    """
+
+    name: str
+    argv: tuple[bytes, ...]
+    cwd: bytes
+    environment: dict[bytes, bytes]
+    limits: dict[int, tuple[int, int]] = {}
+    credentials: Credentials | None = None
+    cgroup: str | None = None
+
+
+class SidecarSpec(msgspec.Struct, frozen=True, kw_only=True, tag="sidecar"):
+    """A sidecar to fork. Descriptors: memfd, stdin, stdout, stderr, channel, then listeners.
+
+    `listeners` names those: "" is the inbound one, everything else an upstream.
+    """
+
+    name: str
+    listeners: tuple[str, ...]
+    credentials: Credentials | None = None
+    cgroup: str | None = None
+
+
+class SpawnRequested(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
+    """The launcher shall fork; its answer carries the same number."""
+
+    request: int
+
+
+class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag="spawned"):
+    """The child lives; its pidfd came with the message."""
+
+    request: int
+    pid: int
+
+
+class SpawnFailed(msgspec.Struct, frozen=True, kw_only=True, tag="spawn-failed"):
+    """No child was made."""
+
+    request: int
+    reason: str
+
+
+class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
+    """A child ended; `status` as waitpid(2) gives it."""
+
+    pid: int
+    status: int
+
+
+FromLauncher = Spawned | SpawnFailed | Exited
+
+
+def seal(spec: AppSpec | SidecarSpec) -> int:
+    """Put a spec into a memfd that nobody can change any more, and return the descriptor."""
+    descriptor = os.memfd_create("meshrun-spec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        payload = memoryview(msgspec.msgpack.encode(spec))
+        while payload:
+            payload = payload[os.write(descriptor, payload) :]
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_spec(descriptor: int) -> AppSpec | SidecarSpec:
+    """Read a spec from its memfd."""
+    size = os.fstat(descriptor).st_size
+    payload = os.pread(descriptor, size, 0)
+    return msgspec.msgpack.decode(payload, type=AppSpec | SidecarSpec)

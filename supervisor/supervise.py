@@ -1,0 +1,231 @@
+"""The supervisor's main: from a prepared run to its exit code.
+
+Signals, the two ways in which a run ends by itself, and the loss of the launcher meet here.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshrun.proxy import tasks
+from meshrun.supervisor import cgroup, prctl, processes, runfile
+from meshrun.supervisor.api import server
+from meshrun.supervisor.console import Console
+from meshrun.supervisor.journal import Journal, open_journal
+from meshrun.supervisor.launching import Launcher
+from meshrun.supervisor.logs import MESH, Line, Logs
+from meshrun.supervisor.painter import Painter
+from meshrun.supervisor.preparation import Prepared
+from meshrun.supervisor.run import KILL_S, Run
+from meshrun.supervisor.statedir import CONTROL_SOCKET
+from meshrun.supervisor.timeline import Timeline
+
+__all__ = ["EXIT_BROKEN", "supervise"]
+
+EXIT_OK = 0
+EXIT_BROKEN = 1
+# 128 + the signal, as a shell says it; TERM is how a run is asked to end and so a success.
+EXIT_BY_SIGNAL = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: EXIT_OK,
+    signal.SIGHUP: 129,
+    signal.SIGQUIT: 131,
+}
+# A person's second Ctrl-C kills. Not HUP: a terminal that closes sends it twice, by the shell and
+# by the kernel; not TERM: a service manager repeats it.
+INSISTING = (signal.SIGINT, signal.SIGQUIT)
+GRACE_S = 1.0
+LIMIT_S = 5.0
+# After this a stop says whom it waits for, and again each time.
+SLOW_STOP_S = 2.0
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How the run shall end, decided once; `again` is called when somebody insists."""
+
+    decided: asyncio.Future[int]
+    again: Callable[[], None]
+
+    def decide(self, code: int) -> None:
+        if not self.decided.done():
+            self.decided.set_result(code)
+
+    def by_signal(self, number: signal.Signals) -> None:
+        if not self.decided.done():
+            self.decide(EXIT_BY_SIGNAL[number])
+        elif number in INSISTING:
+            self.again()
+
+
+async def supervise(
+    prepared: Prepared,
+    launcher: Launcher,
+    *,
+    foreground: bool,
+    on_started: Callable[[], None],
+) -> int:
+    """Run the mesh until it ends, and return the exit code.
+
+    `on_started` is called when the control socket answers and every process has been asked for.
+    """
+    loop = asyncio.get_running_loop()
+    prctl.set_subreaper()
+    prctl.set_name(runfile.SUPERVISOR_NAME)
+    colour = foreground and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    log = _Log(prepared, foreground=foreground, colour=colour)
+    timeline = Timeline(prepared.database.add_events, time.time)
+    run = Run(prepared, launcher, log.journal, timeline, log.logs)
+    log.on_full, log.on_free = run.pause_output, run.resume_output
+    ending = _Ending(loop.create_future(), run.kill)
+    lost = asyncio.Event()
+    loop.set_exception_handler(lambda _loop, context: _unexpected(log.journal, context))
+
+    def launcher_lost() -> None:
+        lost.set()
+        ending.decide(EXIT_BROKEN)
+
+    launcher.attach(launcher_lost)
+    for number in EXIT_BY_SIGNAL:
+        loop.add_signal_handler(number, ending.by_signal, number)
+    api = await server.serve(run, lambda: ending.decide(EXIT_OK))
+    _greet(log.journal, run)
+    timeline.add("up", "mesh", "the mesh was started")
+    run.start()
+    on_started()
+    tasks.start(_until_over(run, ending), "end when every app has ended")
+    code = await ending.decided
+    await _stop(run, launcher, log.journal, lost)
+    if lost.is_set():
+        log.journal.error("the launcher has ended: the run is over, everything is ended")
+        code = EXIT_BROKEN
+        _end_everything()
+    timeline.add("down", "mesh", "the mesh was stopped")
+    timeline.flush()
+    await api.close()
+    _clean_up(prepared, launcher)
+    log.close()
+    return code
+
+
+async def _until_over(run: Run, ending: _Ending) -> None:
+    await run.ended_by_itself()
+    ending.decide(EXIT_BROKEN if run.failed else EXIT_OK)
+
+
+async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Event) -> None:
+    """Stop in order, unless the launcher is lost: then nobody would hear of any end."""
+    stop = tasks.start(run.stop(), "stop the run")
+    gone = tasks.start(lost.wait(), "notice the launcher's end")
+    deadline = time.monotonic() + run.longest_stop_s
+    while True:
+        done, _ = await asyncio.wait(
+            {stop, gone}, timeout=SLOW_STOP_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if done:
+            break
+        now = time.monotonic()
+        insisted = run.killed_at is not None and now > run.killed_at + KILL_S
+        if insisted or now > deadline:
+            # Everything has had its KILL; who does not report the ends is the launcher (SIGSTOP).
+            journal.error("the launcher does not answer and is killed")
+            launcher.kill()
+        else:
+            journal.info(f"waiting for {run.describe_blocking() or 'the sidecars'} to end")
+    stop.cancel()
+    gone.cancel()
+
+
+def _end_everything() -> None:
+    """The launcher is gone, and its children have become this process's: end them all here."""
+    processes.end_all(lambda: _reaped_descendants(os.getpid()), GRACE_S, LIMIT_S, time.monotonic)
+
+
+def _reaped_descendants(pid: int) -> list[processes.ProcessId]:
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                break
+        except ChildProcessError:
+            break
+    return processes.descendants(pid)
+
+
+def _clean_up(prepared: Prepared, launcher: Launcher) -> None:
+    """End what got away from its session, and leave nothing but what shall last."""
+    prepared.listeners.close()
+    launcher.end()
+    _end_everything()
+    if prepared.cgroup is not None:
+        cgroup.kill(prepared.cgroup)
+        cgroup.remove(prepared.cgroup)
+    prepared.state.remove(CONTROL_SOCKET)
+    prepared.state.remove(runfile.NAME)
+
+
+def _greet(journal: Journal, run: Run) -> None:
+    mesh = run.plan.configuration.mesh
+    for notice in run.prepared.notices:
+        journal.warning(notice)
+    count = len(run.plan.services)
+    journal.info(
+        f'mesh "{mesh.name}": {count} {"service" if count == 1 else "services"}, '
+        f"calls without an intention: {mesh.default_intention}",
+        state=run.prepared.state.path,
+    )
+    if mesh.default_intention == "allow":
+        journal.warning("every app may call every other (mesh.default_intention)")
+
+
+def _unexpected(journal: Journal, context: dict[str, object]) -> None:
+    error = context.get("exception")
+    journal.error(f"internal error: {context.get('message')}: {error!r}")
+    if isinstance(error, BaseException):
+        import traceback
+
+        journal.error("".join(traceback.format_exception(error)).rstrip())
+
+
+class _Log:
+    """Where everything goes that is said: the files, and in the foreground the terminal."""
+
+    def __init__(self, prepared: Prepared, *, foreground: bool, colour: bool) -> None:
+        self.on_full: Callable[[], None] = lambda: None
+        self.on_free: Callable[[], None] = lambda: None
+        self.logs = Logs(prepared.state, time.time, self._complain)
+        self._console: Console | None = None
+        if foreground:
+            painter = Painter([i.name for i in prepared.plan.instances], colour=colour)
+            self._console = Console(
+                sys.stdout.fileno(), painter, self._console_full, self._console_free
+            )
+            self.logs.follow(self._show)
+        self.journal = open_journal(self._say, colour=colour)
+
+    def _console_full(self) -> None:
+        self.on_full()
+
+    def _console_free(self) -> None:
+        self.on_free()
+
+    def _show(self, lines: list[Line]) -> None:
+        if self._console is not None and lines[0].instance != MESH:
+            self._console.show(lines)
+
+    def _say(self, text: str) -> None:
+        self.logs.write(MESH, "stdout", text.encode(errors="replace").splitlines())
+        if self._console is not None:
+            self._console.say(text)
+
+    def _complain(self, text: str) -> None:
+        if self._console is not None:
+            self._console.say(f"error: {text}")
+
+    def close(self) -> None:
+        if self._console is not None:
+            self._console.close()
+        self.logs.close()

@@ -1,0 +1,392 @@
+"""The commands of a running mesh, against a canned API on a control socket."""
+
+import contextlib
+import json
+import os
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from meshrun.supervisor import cli
+from meshrun.supervisor.statedir import StateDir
+
+ROW = {
+    "app": "web",
+    "instance": "web.1",
+    "state": "running",
+    "ready": True,
+    "pid": 42,
+    "port": 8080,
+    "restarts": 3,
+    "exit_code": None,
+    "uptime_s": 184.2,
+    "sidecar_pid": 43,
+    "sidecar_port": 21000,
+    "sidecar_state": "running",
+    "sidecar_restarts": 0,
+    "cpu_percent": 1.25,
+    "memory_bytes": 6 << 20,
+    "sidecar_memory_bytes": None,
+    "reason": None,
+    "next_try_in_s": None,
+    "unknown_to_this_version": 1,
+}
+FAILING = ROW | {
+    "app": "job",
+    "instance": "job.1",
+    "state": "crash-loop",
+    "ready": False,
+    "pid": None,
+    "port": None,
+    "uptime_s": None,
+    "reason": "exited with status 3",
+    "next_try_in_s": 12.0,
+}
+RUN = {
+    "run_id": "r",
+    "pid": 1,
+    "mesh": "shop",
+    "file": "mesh.toml",
+    "folder": "/",
+    "trust_domain": "shop.mesh",
+    "default_intention": "deny",
+    "started_at": 1.0,
+    "state_dir": "/",
+    "isolated": False,
+}
+INTENTION = {
+    "ID": "5f0d2c1e-8f4e-5d5b-9c39-0d8d1c1b2a3f",
+    "Description": "",
+    "SourceNS": "default",
+    "SourceName": "web",
+    "DestinationNS": "default",
+    "DestinationName": "db",
+    "SourceType": "consul",
+    "Action": "allow",
+    "Meta": {},
+    "Precedence": 9,
+    "CreatedAt": "2026-01-02T03:04:05Z",
+    "UpdatedAt": "2026-01-02T03:04:05Z",
+    "Origin": "file",
+    "Where": "mesh.toml:12",
+}
+LEAF = {
+    "service": "web",
+    "instance": "web.1",
+    "identity": "spiffe://shop.mesh/ns/default/dc/local/svc/web",
+    "serial": "0a",
+    "not_before": 1.0,
+    "not_after": 2.0,
+    "issued_at": 1.0,
+}
+LINES = [
+    {"at": 1.0, "instance": "web.1", "stream": "stdout", "text": "hello"},
+    {"at": 2.0, "instance": "job.1", "stream": "stderr", "text": "oh"},
+]
+
+
+class Api(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Gives canned answers, and keeps what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, state: StateDir) -> None:
+        super().__init__("", Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = state.listen()
+        self.socket.setblocking(True)
+        self.answers: dict[str, tuple[int, object]] = {
+            "GET /v1/meshrun/run": (200, RUN),
+            "GET /v1/meshrun/instances": (200, [ROW, FAILING]),
+            "GET /v1/connect/intentions": (200, [INTENTION]),
+        }
+        self.asked: list[tuple[str, str, object]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one request; a `bytes` answer is sent as it is, in two chunks."""
+
+    protocol_version = "HTTP/1.1"
+    server: Api
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        url = urlsplit(self.path)
+        # A bare connection only asks whether somebody listens.
+        self.server.asked.append((f"{self.command} {url.path}", url.query, body))
+        status, answer = self.server.answers.get(
+            f"{self.command} {url.path}", (404, "no such path")
+        )
+        self.send_response(status)
+        if isinstance(answer, bytes):
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            middle = len(answer) // 2
+            for piece in (answer[:middle], answer[middle:]):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the base's names
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """Run the canned API in a folder whose path is longer than a socket's may be."""
+    monkeypatch.delenv("MESHRUN_STATE_DIR", raising=False)
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with (
+        contextlib.closing(StateDir.open(folder / ".meshrun", create=True)) as state,
+        Api(state) as server,
+    ):
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Shell:
+    """Runs a command line."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, words: str) -> tuple[int, str, str]:
+        code = cli.run(words.split())
+        said = self._capsys.readouterr()
+        return code, said.out, said.err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+def test_ps_shows_a_table(api: Api, shell: Shell) -> None:
+    code, out, _ = shell("ps")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert rows[1] == [
+        *("web.1", "running", "yes", "42", "8080", "3", "3m04s", "1.2%", "6.0MiB"),
+        *("43", "21000", "-", "-"),
+    ]
+    assert out.splitlines()[2].endswith("exited with status 3, next try in 12s")
+
+
+def test_ps_without_trouble_has_no_reasons(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/instances"] = (200, [ROW])
+    assert "REASON" not in shell("ps")[1]
+
+
+def test_ps_as_json(api: Api, shell: Shell) -> None:
+    rows = json.loads(shell("ps -json")[1])
+    assert {"app", "instance", "state", "exit_code", "sidecar_port"} <= rows[0].keys()
+    assert rows[0]["sidecar_memory_bytes"] is None
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "restart"])
+def test_apps_are_acted_on(action: str, api: Api, shell: Shell) -> None:
+    outcome = {"instance": "web.1", "state": "running", "ready": True, "reason": ""}
+    api.answers[f"POST /v1/meshrun/{action}"] = (200, [outcome])
+    assert shell(f"{action} web web.2") == (0, "web.1  running, ready\n", "")
+    assert api.asked[-1] == (f"POST /v1/meshrun/{action}", "", {"names": ["web", "web.2"]})
+
+
+def test_a_start_that_fails_exits_1(api: Api, shell: Shell) -> None:
+    outcome = {"instance": "web.1", "state": "failed", "ready": False, "reason": "status 3"}
+    api.answers["POST /v1/meshrun/restart"] = (200, [outcome])
+    assert shell("restart") == (1, "web.1  failed: status 3\n", "")
+
+
+def test_the_apis_words_are_shown(api: Api, shell: Shell) -> None:
+    api.answers["POST /v1/meshrun/start"] = (404, 'no app "x" runs here')
+    assert shell("start x") == (1, "", 'meshrun: no app "x" runs here\n')
+
+
+def test_another_versions_answer_is_an_error(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/instances"] = (200, {"rows": []})
+    code, _, error = shell("ps")
+    assert code == 1
+    assert "was it started by another version of meshrun?" in error
+
+
+def test_logs_are_aligned(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/logs"] = (200, "\n".join(map(json.dumps, LINES)).encode())
+    assert shell("logs") == (0, "web.1   | hello\njob.1   | oh\n", "")
+    assert shell("logs -fn 3 web job.1")[0] == 0
+    assert api.asked[-1][1] == "app=web&app=job.1&n=3&follow=1"
+    assert [json.loads(line) for line in shell("logs -json")[1].splitlines()] == LINES
+
+
+def test_logs_of_an_unknown_app(api: Api, shell: Shell) -> None:
+    assert shell("logs wbe")[2] == 'meshrun: there are no logs of wbe (did you mean "web"?)\n'
+
+
+def test_events_stream(api: Api, shell: Shell) -> None:
+    event = {
+        "at": 1.0,
+        "kind": "denied",
+        "subject": "db",
+        "message": "a => db",
+        "source": "a",
+        "destination": "db",
+        "count": 2,
+    }
+    api.answers["GET /v1/meshrun/events"] = (200, json.dumps(event).encode() + b"\n")
+    code, out, _ = shell("events -f -n 5")
+    assert code == 0
+    assert out.rstrip().endswith("denied      a => db (2 times)")
+    assert api.asked[-1][1] == "n=5&follow=1"
+
+
+def test_env_means_the_first_instance(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/env/web.1"] = (200, {"B": "two words", "A": "1"})
+    assert shell("env web") == (0, "A=1\nB='two words'\n", "")
+    api.answers["GET /v1/meshrun/env/web.2"] = (200, {"A": "2"})
+    assert json.loads(shell("env web.2 -json")[1]) == {"A": "2"}
+
+
+def test_why_an_app(api: Api, shell: Shell) -> None:
+    found = {
+        "instance": "web.1",
+        "state": "waiting",
+        "ready": False,
+        "reason": "",
+        "exit": None,
+        "restarts": 0,
+        "next_try_in_s": None,
+        "waiting_for": ["db"],
+        "lines": ["last words"],
+        "events": [{"at": 1.0, "kind": "stopped", "subject": "web.1", "message": "it stopped"}],
+    }
+    api.answers["GET /v1/meshrun/why/web"] = (200, [found])
+    code, out, _ = shell("why web")
+    assert code == 0
+    assert out.startswith("web.1 is waiting, not ready\n  waits for: db\n  last events:\n")
+    assert out.endswith("stopped: it stopped\n  last output:\n    last words\n")
+    assert json.loads(shell("why web -json")[1])[0]["waiting_for"] == ["db"]
+
+
+def test_why_a_call(api: Api, shell: Shell) -> None:
+    assert shell("why web db")[1] == (
+        "web => db: allowed: intention web => db (allow), mesh.toml:12\n"
+    )
+    assert "the default is deny" in shell("why web cache")[1]
+
+
+def test_certs(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/certs"] = (200, [LEAF])
+    assert "expired" in shell("certs")[1]
+    assert json.loads(shell("certs show -json")[1]) == [LEAF]
+    root = {
+        "trust_domain": "shop.mesh",
+        "serial": "0b",
+        "not_before": 1.0,
+        "not_after": 4e9,
+        "active": True,
+        "pem": "PEM",
+    }
+    api.answers["GET /v1/meshrun/roots"] = (200, [root])
+    assert shell("certs -roots")[1].splitlines()[1].split()[:2] == ["shop.mesh", "yes"]
+    assert json.loads(shell("certs show -roots -json")[1]) == [root]
+
+
+def test_rotate_shows_what_was_rotated(api: Api, shell: Shell) -> None:
+    other = LEAF | {"service": "db", "instance": "db.1"}
+    api.answers["POST /v1/meshrun/certs/rotate"] = (200, [LEAF, other])
+    code, out, _ = shell("certs rotate web")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["INSTANCE", "web.1"]
+    assert api.asked[-1][2] == {"names": ["web"]}
+    assert len(json.loads(shell("certs rotate -json")[1])) == 2
+
+
+def test_intentions_are_created_by_the_mesh(api: Api, shell: Shell) -> None:
+    api.answers["PUT /v1/connect/intentions/exact"] = (200, True)
+    code, out, error = shell("intentions create -deny -meta k=v job web")
+    assert (code, out, error) == (0, "Created: job => web (deny)\n", "")
+    assert api.asked[-1] == (
+        "PUT /v1/connect/intentions/exact",
+        "source=job&destination=web&replace=0",
+        {"SourceType": "consul", "Action": "deny", "Description": "", "Meta": {"k": "v"}},
+    )
+
+
+def test_an_existing_intention_is_not_replaced_unasked(api: Api, shell: Shell) -> None:
+    api.answers["PUT /v1/connect/intentions/exact"] = (409, "it exists; use -replace")
+    code, out, error = shell("intentions create -deny web db")
+    assert (code, out) == (1, "")
+    assert error.endswith("meshrun: it exists; use -replace\n")
+    assert api.asked[-1][1] == "source=web&destination=db&replace=0"
+    api.answers["PUT /v1/connect/intentions/exact"] = (200, True)
+    assert shell("intentions create -deny -replace web db")[:2] == (0, "")
+    assert api.asked[-1][1] == "source=web&destination=db&replace=1"
+
+
+def test_unknown_names_are_warned_of_here_too(api: Api, shell: Shell) -> None:
+    api.answers["PUT /v1/connect/intentions/exact"] = (200, True)
+    error = shell("intentions create wbe job")[2]
+    assert error == 'warning: no service is called wbe (did you mean "web"?)\n'
+
+
+def test_intentions_are_checked_by_the_mesh(api: Api, shell: Shell) -> None:
+    for allowed, code, said in ((True, 0, "Allowed\n"), (False, 1, "Denied\n")):
+        answer = {"Allowed": allowed, "Reason": "so"}
+        api.answers["GET /v1/connect/intentions/check"] = (200, answer)
+        assert shell("intentions check web job") == (code, said, "")
+    api.answers["GET /v1/connect/intentions/check"] = (500, "it broke")
+    assert shell("intentions check web job") == (2, "", "meshrun: it broke\n")
+
+
+def test_intentions_are_read_from_the_mesh(api: Api, shell: Shell) -> None:
+    assert shell("intentions list")[1].splitlines()[1].split() == [
+        *(INTENTION["ID"], "web", "allow", "db", "9", "mesh.toml:12")
+    ]
+    got = shell(f"intentions get {INTENTION['ID']}")[1]
+    assert "Created At:  Friday, 02-Jan-26" in got
+    api.answers["GET /v1/connect/intentions/match"] = (200, {"db": [INTENTION]})
+    assert shell("intentions match db")[1] == "web => db (allow)\n"
+    assert api.asked[-1][1] == "by=destination&name=db"
+
+
+def test_intentions_are_deleted_by_the_mesh(api: Api, shell: Shell) -> None:
+    api.answers["DELETE /v1/connect/intentions/exact"] = (200, True)
+    assert shell(f"intentions delete {INTENTION['ID']}") == (0, "Intention deleted.\n", "")
+    assert api.asked[-1][1] == "source=web&destination=db"
+    api.answers["DELETE /v1/connect/intentions/exact"] = (409, "it stands in mesh.toml:12")
+    assert shell("intentions delete web db") == (1, "", "meshrun: it stands in mesh.toml:12\n")
+
+
+def test_down_waits_for_the_supervisor_but_not_for_ever(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/run"] = (200, RUN | {"pid": os.getpid()})
+    api.answers["POST /v1/meshrun/down"] = (200, {"pid": os.getpid()})
+    code, _, error = shell("down -timeout 10ms")
+    assert code == 1
+    assert f"the mesh (pid {os.getpid()}) is still stopping after 0.01 s" in error
+
+
+def test_down_ends_when_the_supervisor_has(api: Api, shell: Shell) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        api.answers["GET /v1/meshrun/run"] = (200, RUN | {"pid": ended.pid})
+        api.answers["POST /v1/meshrun/down"] = (200, {"pid": ended.pid})
+        assert shell("down") == (0, "the mesh has stopped\n", "")

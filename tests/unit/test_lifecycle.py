@@ -1,0 +1,547 @@
+"""The life of a process: its table, told event by event, and what must hold whatever happens."""
+
+import signal
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshrun.supervisor import backoff, lifecycle
+from meshrun.supervisor.configuration.model import RestartPolicy
+from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle_events import (
+    Action,
+    DependenciesMet,
+    DependencyFailed,
+    EndSession,
+    Event,
+    Exit,
+    Exited,
+    Kill,
+    ProbeFailed,
+    ProbeSucceeded,
+    Probing,
+    Restart,
+    SendSignal,
+    SessionEnded,
+    SetTimer,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Start,
+    Stop,
+    TimerFired,
+)
+
+PLAIN = Policy()
+PROBED = Policy(has_probe=True, ready_deadline_s=20.0)
+
+
+@dataclass
+class Life:
+    """One process, told what happens to it at a time that the test sets."""
+
+    policy: Policy = PLAIN
+    status: Status = field(default_factory=Status)
+    now: float = 1000.0
+    jitter: float = 0.0
+    actions: tuple[Action, ...] = ()
+
+    def tell(self, *events: Event) -> "Life":
+        """Let things happen, and keep what must be done about the last of them."""
+        for event in events:
+            self.status, self.actions = lifecycle.step(
+                self.status, event, self.policy, self.now, self.jitter
+            )
+        return self
+
+    def started(self) -> "Life":
+        """Bring it to life."""
+        return self.tell(Start(), DependenciesMet(), Spawned(7))
+
+    def fire(self) -> "Life":
+        """Let the time of the timer set last come."""
+        timer = next(a for a in self.actions if isinstance(a, SetTimer))
+        self.now = timer.at
+        return self.tell(TimerFired(timer.number))
+
+    def crash(self, after_s: float = 0.0) -> "Life":
+        """End it with a signal, and leave nothing of its session."""
+        self.now += after_s
+        return self.tell(Exited(Exit(None, signal.SIGSEGV)), SessionEnded())
+
+    def todo(self) -> tuple[Action, ...]:
+        """Return what must be done about what happened last."""
+        return self.actions
+
+    def phase(self) -> Phase:
+        """Return where it is in its life."""
+        return self.status.phase
+
+
+def test_it_waits_for_its_dependencies_then_is_spawned_then_runs() -> None:
+    life = Life().tell(Start())
+    assert (life.phase(), life.todo()) == (Phase.WAITING, ())
+    life.tell(DependenciesMet())
+    assert (life.phase(), life.todo()) == (Phase.SPAWNING, (Spawn(),))
+    life.tell(Spawned(7))
+    assert (life.phase(), life.status.pid, life.status.ready) == (Phase.RUNNING, 7, True)
+
+
+def test_with_a_probe_it_is_starting_until_the_probe_succeeds() -> None:
+    life = Life(PROBED).started()
+    assert (life.phase(), life.status.ready) == (Phase.STARTING, False)
+    assert life.todo() == (SetTimer(life.status.number, 1020.0), Probing(on=True))
+    life.tell(ProbeFailed("refused"))
+    assert (life.phase(), life.status.reason) == (Phase.STARTING, "refused")
+    life.tell(ProbeSucceeded())
+    assert (life.phase(), life.status.ready, life.status.reason) == (Phase.RUNNING, True, "")
+
+
+def test_a_running_one_becomes_unready_and_ready_again_without_ending() -> None:
+    life = Life(PROBED).started().tell(ProbeSucceeded())
+    life.tell(ProbeFailed("answered 500"))
+    assert (life.phase(), life.status.ready, life.status.reason) == (
+        Phase.RUNNING,
+        False,
+        "answered 500",
+    )
+    life.tell(ProbeSucceeded())
+    assert (life.status.ready, life.status.reason, life.todo()) == (True, "", ())
+
+
+def test_one_that_is_not_ready_in_time_is_killed_and_the_reason_says_why() -> None:
+    life = Life(PROBED).started()
+    deadline = life.todo()
+    life.tell(ProbeFailed("refused"))
+    life.actions = deadline
+    life.fire()
+    assert life.todo() == (Probing(on=False), SendSignal(signal.SIGKILL))
+    life.tell(Exited(Exit(None, signal.SIGKILL)))
+    assert life.status.reason == "not ready within 20 s: refused"
+
+
+def test_the_first_restart_is_at_once_and_the_next_ones_wait_ever_longer() -> None:
+    life = Life().started().crash(1.0)
+    assert (life.phase(), life.status.restarts) == (Phase.SPAWNING, 1)
+    waits = []
+    for _ in range(12):
+        life.tell(Spawned(8)).crash(6.0)  # rarely enough to be no crash loop
+        assert life.phase() is Phase.BACKOFF
+        assert life.status.next_try_at is not None
+        waits.append(round(life.status.next_try_at - life.now, 3))
+        life.fire()
+        assert life.phase() is Phase.SPAWNING
+    assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
+
+
+def test_after_a_good_run_the_next_restart_is_at_once_again() -> None:
+    life = Life().started().crash()
+    life.tell(Spawned(8)).crash().fire()
+    life.tell(Spawned(9)).crash(backoff.GOOD_RUN_S + 1.0)
+    assert (life.phase(), life.status.looping) == (Phase.SPAWNING, False)
+
+
+def test_five_exits_in_ten_seconds_are_a_crash_loop_with_a_next_try() -> None:
+    life = Life().started().crash(1.0)
+    for _ in range(3):
+        life.tell(Spawned(8)).crash(0.5)
+        assert life.phase() is Phase.BACKOFF
+        life.fire()
+    life.tell(Spawned(9)).crash(0.5)
+    assert life.phase() is Phase.CRASH_LOOP
+    assert life.status.next_try_at == pytest.approx(life.now + 0.8)
+
+
+def test_a_crash_loop_is_over_only_after_a_good_run() -> None:
+    life = Life().started().crash()
+    for _ in range(4):
+        life.tell(Spawned(8)).crash()
+        life.fire()
+    life.tell(Spawned(9)).crash(11.0)
+    assert life.phase() is Phase.CRASH_LOOP
+    life.fire().tell(Spawned(10)).crash(31.0)
+    assert life.phase() is Phase.SPAWNING
+    life.tell(Spawned(11)).crash(1.0)
+    assert life.phase() is Phase.BACKOFF
+
+
+@pytest.mark.parametrize(
+    ("restart", "exit_", "phase"),
+    [
+        ("never", Exit(0), Phase.COMPLETED),
+        ("never", Exit(3), Phase.FAILED),
+        ("never", Exit(None, 9), Phase.FAILED),
+        ("on-failure", Exit(0), Phase.COMPLETED),
+        ("on-failure", Exit(3), Phase.SPAWNING),
+        ("on-failure", Exit(None, 15), Phase.SPAWNING),
+        ("always", Exit(0), Phase.SPAWNING),
+        ("always", Exit(1), Phase.SPAWNING),
+    ],
+)
+def test_what_follows_an_exit_is_the_restart_policys_to_say(
+    restart: RestartPolicy, exit_: Exit, phase: Phase
+) -> None:
+    life = Life(Policy(restart=restart)).started().tell(Exited(exit_), SessionEnded())
+    assert life.phase() is phase
+
+
+def test_a_stop_is_a_signal_then_after_the_timeout_kill_then_the_rest_of_the_session() -> None:
+    life = Life(Policy(stop_signal=signal.SIGINT, stop_timeout_s=3.0)).started().tell(Stop())
+    assert life.phase() is Phase.STOPPING
+    assert life.todo() == (
+        Probing(on=False),
+        SendSignal(signal.SIGINT),
+        SetTimer(life.status.number, 1003.0),
+    )
+    life.fire()
+    assert (life.phase(), life.todo()) == (Phase.KILLING, (SendSignal(signal.SIGKILL),))
+    life.tell(Exited(Exit(None, signal.SIGKILL)))
+    assert life.phase() is Phase.ENDING
+    assert life.status.reason == "not ended within 3 s"
+    # What is left has had its time too.
+    assert EndSession(signal.SIGKILL) in life.todo()
+    life.fire()
+    assert life.todo() == (EndSession(signal.SIGKILL),)
+    assert life.tell(SessionEnded()).phase() is Phase.STOPPED
+
+
+def test_what_ended_by_itself_leaves_the_rest_of_its_session_the_usual_way_to_end() -> None:
+    life = Life(Policy(stop_signal=signal.SIGINT)).started().tell(Exited(Exit(1)))
+    assert EndSession(signal.SIGINT) in life.todo()
+    life.fire()
+    assert life.todo() == (EndSession(signal.SIGKILL),)
+
+
+def test_a_kill_while_it_is_being_spawned_kills_it_as_soon_as_it_lives() -> None:
+    life = Life(Policy(stop_timeout_s=60.0)).tell(Start(), DependenciesMet(), Kill(), Spawned(7))
+    assert (life.phase(), life.todo()) == (Phase.KILLING, (SendSignal(signal.SIGKILL),))
+    assert life.tell(Exited(Exit(None, signal.SIGKILL)), SessionEnded()).phase() is Phase.STOPPED
+
+
+def test_a_start_after_a_kill_while_it_is_being_spawned_is_remembered() -> None:
+    life = Life().tell(Start(), DependenciesMet(), Kill(), Start(), Spawned(7))
+    assert life.phase() is Phase.RUNNING
+
+
+def test_one_that_was_never_ready_has_not_run_well_however_long_it_lived() -> None:
+    life = Life(Policy(has_probe=True, ready_deadline_s=backoff.GOOD_RUN_S * 2)).started()
+    waits = []
+    for _ in range(4):
+        life.fire()  # not ready in time
+        life.tell(Exited(Exit(None, signal.SIGKILL)), SessionEnded())
+        if life.phase() is Phase.BACKOFF:
+            begun = life.now
+            life.fire()
+            waits.append(round(life.now - begun, 6))
+        life.tell(Spawned(8))
+    assert waits == [0.1, 0.2, 0.4]
+
+
+def test_nothing_starts_before_the_rest_of_the_session_is_gone() -> None:
+    life = Life().started().tell(Exited(Exit(1)))
+    assert life.phase() is Phase.ENDING
+    assert not any(isinstance(action, Spawn) for action in life.todo())
+    assert life.tell(SessionEnded()).todo() == (Spawn(),)
+
+
+@pytest.mark.parametrize("last", [Stop(), Kill()])
+def test_a_stop_wins_over_an_earlier_restart(last: Event) -> None:
+    life = Life().started().tell(Restart(), last, Exited(Exit(0)), SessionEnded())
+    assert life.phase() is Phase.STOPPED
+
+
+def test_a_stop_while_it_is_being_spawned_is_remembered() -> None:
+    life = Life().tell(Start(), DependenciesMet(), Stop(), Spawned(7))
+    assert life.phase() is Phase.STOPPING
+
+
+@pytest.mark.parametrize("command", [Start(), Restart()])
+def test_a_start_after_a_stop_is_remembered_while_it_is_being_spawned(command: Event) -> None:
+    life = Life().tell(Start(), DependenciesMet(), Stop(), command, Spawned(7))
+    if life.phase() is Phase.STOPPING:
+        life.tell(Exited(Exit(0)), SessionEnded(), Spawned(8))
+    assert life.phase() is Phase.RUNNING
+
+
+def test_a_start_while_it_is_being_spawned_changes_nothing() -> None:
+    life = Life().tell(Start(), DependenciesMet(), Start(), Spawned(7))
+    assert life.phase() is Phase.RUNNING
+
+
+def test_a_start_while_it_stops_starts_it_again_afterwards() -> None:
+    life = Life().started().tell(Stop(), Start(), Exited(Exit(0)), SessionEnded())
+    assert (life.phase(), life.todo()) == (Phase.SPAWNING, (Spawn(),))
+
+
+def test_a_start_while_it_waits_to_be_tried_again_tries_now_and_forgets_the_crashes() -> None:
+    life = Life().started().crash()
+    life.tell(Spawned(8)).crash()
+    assert life.phase() is Phase.BACKOFF
+    life.tell(Start())
+    assert (life.phase(), life.status.attempt, life.todo()) == (Phase.SPAWNING, 0, (Spawn(),))
+
+
+def test_what_can_never_be_executed_fails_at_once() -> None:
+    life = Life().tell(Start(), DependenciesMet(), SpawnFailed("no such command"))
+    assert (life.phase(), life.status.reason) == (Phase.FAILED, "no such command")
+    assert life.status.exit == Exit(127)
+
+
+def test_what_could_not_be_forked_is_tried_again() -> None:
+    life = Life().tell(Start(), DependenciesMet(), SpawnFailed("cannot fork", permanent=False))
+    assert (life.phase(), life.todo()) == (Phase.SPAWNING, (Spawn(),))
+    life.tell(SpawnFailed("cannot fork", permanent=False))
+    assert life.phase() is Phase.BACKOFF
+
+
+def test_a_dependency_that_failed_fails_what_depends_on_it() -> None:
+    life = Life().tell(Start(), DependencyFailed("db has failed"))
+    assert (life.phase(), life.status.reason) == (Phase.FAILED, "db has failed")
+
+
+def test_a_timer_of_an_earlier_phase_does_nothing() -> None:
+    life = Life(PROBED).started()
+    stale = life.status.number
+    life.tell(ProbeSucceeded())
+    before = life.status
+    life.tell(TimerFired(stale))
+    assert (life.status, life.todo()) == (before, ())
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_is_shown_as_one_of_the_states_that_users_know(phase: Phase) -> None:
+    assert phase.shown in {
+        "waiting",
+        "starting",
+        "running",
+        "stopping",
+        "stopped",
+        "completed",
+        "failed",
+        "backoff",
+        "crash-loop",
+    }
+
+
+@pytest.mark.parametrize(
+    ("exit_", "text", "status", "ok"),
+    [
+        (Exit(0), "exit code 0", 0, True),
+        (Exit(3), "exit code 3", 3, False),
+        (Exit(None, 9), "signal KILL", 137, False),
+        (Exit(None, 64), "signal RTMAX", 192, False),
+        (Exit(None, 40), "signal 40", 168, False),
+    ],
+)
+def test_an_exit_is_said_as_people_and_shells_say_it(
+    exit_: Exit, text: str, status: int, ok: bool
+) -> None:
+    assert (str(exit_), exit_.status, exit_.ok) == (text, status, ok)
+
+
+class World:
+    """A launcher, a clock and a process that does as it likes: what a driver would see."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.life = Life(policy)
+        self.spawning = False
+        self.alive = False
+        self.doomed = False  # KILL was sent to it
+        self.session = False  # somebody else is left in its session
+        self.session_doomed = False
+        self.ending = False  # the driver was asked for the end of the session
+        self.timer: SetTimer | None = None
+        self.old_timers: list[int] = []
+        self.pids = 0
+        self.stopped = True  # the last command was a stop
+        self.spawned_since_stop = 0
+
+    def feed(self, event: Event) -> None:
+        before = self.life.status.number
+        self.life.tell(event)
+        if isinstance(event, Start | Restart):
+            self.stopped = False
+        if isinstance(event, Stop | Kill):
+            self.stopped, self.spawned_since_stop = True, 0
+        if self.life.status.number != before and self.timer is not None:
+            self.old_timers.append(self.timer.number)
+            self.timer = None
+        for action in self.life.actions:
+            self._act(action)
+        self._check()
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Spawn():
+                assert not self.spawning, "two at once asked for"
+                assert not self.alive, "a second live process"
+                assert not self.session, "the session of the former one still lives"
+                self.spawning = True
+                self.spawned_since_stop += 1
+            case SendSignal(number):
+                assert self.alive
+                self.doomed |= number == signal.SIGKILL
+            case EndSession(number):
+                assert not self.alive
+                self.ending = True
+                self.session_doomed |= number == signal.SIGKILL
+            case SetTimer():
+                self.timer = action
+
+    def _check(self) -> None:
+        status = self.life.status
+        assert status.alive == self.alive
+        assert not status.ready or status.phase is Phase.RUNNING
+        assert not (self.stopped and self.spawned_since_stop), "started after a stop"
+        assert (status.next_try_at is not None) == (
+            status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
+        )
+        has_timer = self.timer is not None and self.timer.number == status.number
+        match status.phase:
+            case Phase.SPAWNING:
+                assert self.spawning
+            case Phase.STARTING | Phase.STOPPING | Phase.BACKOFF | Phase.CRASH_LOOP:
+                assert has_timer, "it could wait for ever"
+            case Phase.KILLING:
+                assert self.doomed
+            case Phase.ENDING:
+                assert self.ending
+                assert has_timer or self.session_doomed
+            case Phase.STOPPED | Phase.COMPLETED | Phase.FAILED:
+                assert not self.alive
+                assert not self.spawning
+                assert not self.session
+
+    # What may happen next.
+
+    def moves(self) -> list[str]:
+        possible = ["tick"]
+        if self.spawning:
+            possible += ["spawned", "spawn fails", "spawn fails for good"]
+        if self.alive:
+            possible += ["exits", "crashes", "crashes leaving a child"]
+            possible += ["probe succeeds", "probe fails"]
+        if self.ending:
+            possible.append("session ends")
+        if self.timer is not None:
+            possible.append("timer")
+        if self.old_timers:
+            possible.append("old timer")
+        if self.life.phase() is Phase.WAITING:
+            possible += ["dependencies met", "dependency fails"]
+        return possible
+
+    def move(self, what: str) -> None:
+        match what:
+            case "tick":
+                self.life.now += 7.0
+            case "spawned":
+                self.spawning, self.alive, self.doomed = False, True, False
+                self.pids += 1
+                self.feed(Spawned(self.pids))
+            case "spawn fails" | "spawn fails for good":
+                self.spawning = False
+                self.feed(SpawnFailed("cannot", permanent=what.endswith("good")))
+            case "exits" | "crashes" | "crashes leaving a child":
+                self.alive, self.session = False, what.endswith("child")
+                self.session_doomed = False
+                self.feed(Exited(Exit(0 if what == "exits" else 1)))
+            case "session ends":
+                self.ending = self.session = False
+                self.feed(SessionEnded())
+            case "probe succeeds":
+                self.feed(ProbeSucceeded())
+            case "probe fails":
+                self.feed(ProbeFailed("refused"))
+            case "dependencies met":
+                self.feed(DependenciesMet())
+            case "dependency fails":
+                self.feed(DependencyFailed("db has failed"))
+            case "timer":
+                assert self.timer is not None
+                fired, self.timer = self.timer, None
+                self.life.now = max(self.life.now, fired.at)
+                self.feed(TimerFired(fired.number))
+            case "old timer":
+                before = self.life.status
+                self.feed(TimerFired(self.old_timers.pop()))
+                assert self.life.status == before
+
+    def settle(self) -> None:
+        """Let happen what must, as late as it may: the process obeys nothing but KILL."""
+        for _ in range(20):
+            if self.spawning:
+                self.move("spawned")
+            elif self.ending and (self.session_doomed or not self.session):
+                self.move("session ends")
+            elif self.doomed and self.alive:
+                self.move("crashes leaving a child")
+            elif self.timer is not None:
+                self.move("timer")
+            else:
+                return
+        raise AssertionError("it does not come to rest")
+
+
+policies = st.builds(
+    Policy,
+    restart=st.sampled_from(["always", "never", "on-failure"]),
+    has_probe=st.booleans(),
+)
+COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Kill())
+
+
+@settings(deadline=None, max_examples=200)
+@given(policy=policies, data=st.data())
+def test_whatever_happens_there_is_never_a_second_process_and_every_wait_ends_and_a_stop_wins(
+    policy: Policy, data: st.DataObject
+) -> None:
+    world = World(policy)
+    world.feed(Start())
+    for _ in range(data.draw(st.integers(0, 40), label="steps")):
+        choices: list[str | Event] = [*world.moves(), *COMMANDS]
+        choice = data.draw(st.sampled_from(choices), label="what happens")
+        if isinstance(choice, str):
+            world.move(choice)
+        else:
+            world.feed(choice)
+    endings: list[Event] = [Stop(), Kill()]
+    world.feed(data.draw(st.sampled_from(endings), label="the end"))
+    world.settle()
+    assert world.life.status.final
+    assert not world.alive
+
+
+@given(status=st.builds(Status, phase=st.sampled_from(Phase), number=st.integers(0, 3)))
+def test_an_event_that_a_phase_does_not_know_changes_nothing(status: Status) -> None:
+    known = lifecycle.TRANSITIONS[status.phase]
+    events: list[Event] = [Spawned(1), SessionEnded(), ProbeSucceeded(), DependenciesMet()]
+    for event in events:
+        if type(event) not in known:
+            assert lifecycle.step(status, event, PLAIN, 0.0, 0.0) == (status, ())
+
+
+@given(attempt=st.integers(1, 100_000), jitter=st.floats(0, 1, exclude_max=True, allow_nan=False))
+def test_a_wait_is_bounded_and_jitter_takes_a_fifth_of_it_at_most(
+    attempt: int, jitter: float
+) -> None:
+    full = backoff.delay_s(attempt, 0.0)
+    assert backoff.FIRST_DELAY_S <= full <= backoff.LONGEST_DELAY_S
+    assert 0.8 * full <= backoff.delay_s(attempt, jitter) <= full
+    assert backoff.delay_s(attempt, 0.0) <= backoff.delay_s(attempt + 1, 0.0)
+
+
+def test_exits_long_apart_are_no_crash_loop() -> None:
+    times = (0.0, 3.0, 6.0, 9.0)
+    assert backoff.is_crash_loop((*times, 10.0), 10.0)
+    assert not backoff.is_crash_loop((*times, 10.1), 10.1)
+    assert not backoff.is_crash_loop(times, 9.0)
+
+
+def test_a_restart_counts_and_a_fresh_start_forgets_how_the_last_one_ended() -> None:
+    life = Life().started().tell(Restart(), Exited(Exit(0)), SessionEnded())
+    assert life.status.restarts == 1
+    life.tell(Spawned(8), Stop(), Exited(Exit(1)), SessionEnded(), Start())
+    assert (life.phase(), life.status.exit, life.status.reason) == (Phase.WAITING, None, "")
