@@ -142,10 +142,11 @@ class Reporter:
 
     def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
         """Say that a connection found nobody."""
-        where = f" to {report.upstream}" if report.upstream is not None else ""
-        message = f"a connection of {instance.name}{where} failed: {report.reason}"
         if report.upstream is None:
-            message = f"a connection to {instance.name} failed: {report.reason}"
+            ends = f"to {instance.name}"
+        else:
+            ends = f"of {instance.name} to {report.upstream}"
+        message = f"a connection {ends} failed: {report.reason}"
         self._timeline.add("connection-failed", instance.name, message, count=report.count)
         self._journal.warning(message)
 
