@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from meshrun.proxy import sockets
 from meshrun.proxy.poller import BROKEN, ONCE, WRITABLE, Poller
 
-__all__ = ["connect", "watched"]
+__all__ = ["at_once", "connect", "watched"]
 
 
 async def connect(poller: Poller, host: str, port: int) -> socket.socket:
@@ -27,6 +27,26 @@ async def connect(poller: Poller, host: str, port: int) -> socket.socket:
         except OSError as failed:
             error = failed
     raise error
+
+
+def at_once(host: str, port: int) -> socket.socket | None:
+    """Connect to a numeric address if that takes no waiting, as on the loopback; else return None.
+
+    Raises OSError if it was refused.
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    sock = sockets.connecting(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))
+    # The kernel has shaken hands with itself by now: a second call says how that went.
+    code = sock.connect_ex((host, port))
+    if code in (0, errno.EISCONN):
+        return sock
+    sock.close()
+    if code in (errno.EALREADY, errno.EINPROGRESS):
+        return None
+    raise OSError(code, f"cannot connect to {host}:{port}: {os.strerror(code)}")
 
 
 async def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:

@@ -1,6 +1,13 @@
 """What can go wrong in meshrun, as types that a caller can act on."""
 
-__all__ = ["ChannelError", "IdentityError", "MeshrunError", "PeerError"]
+__all__ = [
+    "ChannelError",
+    "FramingError",
+    "IdentityError",
+    "MeshrunError",
+    "NoProtocolError",
+    "PeerError",
+]
 
 
 class MeshrunError(Exception):
@@ -13,6 +20,14 @@ class IdentityError(MeshrunError):
 
 class PeerError(MeshrunError):
     """The other side of a connection broke the protocol or is not who it must be."""
+
+
+class NoProtocolError(PeerError):
+    """The other side insists on a protocol above TLS that was not offered (RFC 7301 3.2)."""
+
+
+class FramingError(PeerError):
+    """The other side of a tunnel sent what its protocol does not allow."""
 
 
 class ChannelError(MeshrunError):

@@ -5,13 +5,16 @@ import ssl
 from dataclasses import dataclass
 
 from meshrun.proxy import sockets
-from meshrun.proxy.errors import PeerError
+from meshrun.proxy.errors import NoProtocolError, PeerError
 from meshrun.proxy.poller import READABLE, WRITABLE, Poller
 
 __all__ = ["Secured", "accept", "connect", "send_all"]
 
 # A flight of the peer with a chain of a few certificates; more comes with the next read.
 FLIGHT_BYTES = 16 * 1024
+
+# OpenSSL's names for the alert no_application_protocol: since 3.2, and before.
+NO_PROTOCOL = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_UNKNOWN_PROTOCOL"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,8 @@ async def _shake(
         await send_all(poller, sock, outgoing.read())
     except ssl.SSLError as error:
         _send_alert(secured)
-        raise PeerError(f"the TLS handshake failed: {_why(error)}") from error
+        kind = NoProtocolError if error.reason in NO_PROTOCOL else PeerError
+        raise kind(f"the TLS handshake failed: {_why(error)}") from error
     except OSError as error:
         raise PeerError(f"the connection broke in the TLS handshake: {error}") from error
     return secured

@@ -43,11 +43,15 @@ EXPIRED = "this sidecar's leaf has expired, and the control plane gives no new o
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A leaf and the contexts that show it; new ones for each leaf and each change of the roots."""
+    """A leaf and the contexts that show it; new ones for each leaf and each change of the roots.
+
+    `client_context` offers tunnels, `direct_context` does not.
+    """
 
     leaf: Leaf
     server_context: SSLContext
     client_context: SSLContext
+    direct_context: SSLContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,10 @@ class Identity:
         """Whether there is no leaf that may be shown now."""
         return self._current is None or self._now() >= self._current.leaf.not_after
 
+    def serves(self, credentials: Credentials, not_after: float) -> bool:
+        """Return whether `credentials` are the current ones, and it is before `not_after`."""
+        return self._current is credentials and self._now() < not_after
+
     def expect(self, spiffe_id: SpiffeId, roots: Sequence[bytes]) -> None:
         """Be `spiffe_id` and trust `roots` (DER) from now on."""
         roots = tuple(roots)
@@ -104,8 +112,8 @@ class Identity:
             self.renew()
         elif roots != self._roots:
             self._roots = roots
-            if self._current is not None:
-                self._try_to_equip(self._current.leaf)
+            if self._current is not None and self._try_to_equip(self._current.leaf):
+                self._on_serving()
 
     def renew(self) -> None:
         """Ask for a leaf for a new key, now."""
@@ -167,8 +175,9 @@ class Identity:
         try:
             self._current = Credentials(
                 leaf=with_leaf,
-                server_context=tls.server_context(with_leaf, self._roots),
-                client_context=tls.client_context(with_leaf, self._roots),
+                server_context=tls.server_context(with_leaf, self._roots, tunnels=True),
+                client_context=tls.client_context(with_leaf, self._roots, tunnels=True),
+                direct_context=tls.client_context(with_leaf, self._roots, tunnels=False),
             )
         except (IdentityError, OSError) as error:
             self._failed(str(error))

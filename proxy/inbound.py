@@ -1,7 +1,8 @@
 """The sidecar's inbound side: who calls, whether it may, and only then the app.
 
-A connection passes through: TLS handshake, authentication, intention, dial, splice. The app hears
-of it at the dial, so of a refused peer it hears nothing.
+A connection passes through: TLS handshake, authentication, then for each of its streams (a peer
+without tunnels has one) intention, dial, splice. The app hears of it at the dial, so of a refused
+peer it hears nothing.
 """
 
 import asyncio
@@ -12,14 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from meshrun.proxy import dial, handshake, sockets, tasks, tls
+from meshrun.proxy import callee, dial, handshake, sockets, tasks, tls
+from meshrun.proxy.direct import Direct
 from meshrun.proxy.errors import IdentityError, PeerError
+from meshrun.proxy.framing import Refusal
+from meshrun.proxy.gate import Call, Gate
 from meshrun.proxy.handshake import Secured
-from meshrun.proxy.identity import EXPIRED, Identity
-from meshrun.proxy.intentions import Decision, decide
+from meshrun.proxy.identity import EXPIRED, Credentials, Identity
+from meshrun.proxy.inbound_tunnels import InboundTunnels
 from meshrun.proxy.messages import ConnectionFailed, Denied, Snapshot
-from meshrun.proxy.messages import Inbound as AppAddress
 from meshrun.proxy.poller import Poller
+from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.proxy.splice import Splice
@@ -32,20 +36,17 @@ HANDSHAKE_TIMEOUT_S = 10.0
 # A handshake takes up to 100 KiB, and anyone may begin one.
 MOST_HANDSHAKES = 1024
 
-FIRST_REDIAL_S = 0.005
-LONGEST_REDIAL_S = 0.05
-
 # What is said of a caller that proved no identity.
 UNKNOWN = "unknown"
 
 
-@dataclass(slots=True, eq=False)
-class _Call:
-    """An authenticated caller; `cut` ends its connection whatever state it is in."""
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """Who is at the other end of `secured`, and what was shown to it."""
 
+    secured: Secured
     source: str
-    cut: Callable[[str], object]
-    live: bool = False
+    credentials: Credentials
 
 
 class Inbound:
@@ -57,19 +58,17 @@ class Inbound:
         self._poller = poller
         self._identity = identity
         self._report = report
-        self._loop = asyncio.get_running_loop()
-        self._snapshot: Snapshot | None = None
+        self._gate = Gate(report)
+        self._tunnels = InboundTunnels(poller, identity, self._gate, report)
         self._handshakes: dict[asyncio.Task[None], None] = {}
-        self._calls: set[_Call] = set()
 
     def apply(self, snapshot: Snapshot) -> None:
         """Obey `snapshot`: on return no connection is left that it forbids."""
-        self._snapshot = snapshot
-        for call in list(self._calls):
-            decision = self._decide(call.source)
-            if not decision.allowed:
-                self._deny(call.source, decision, live=call.live)
-                call.cut(decision.reason)
+        self._gate.apply(snapshot)
+
+    def rotate(self) -> None:
+        """Take no more streams under an old leaf; those under way go on."""
+        self._tunnels.rotate()
 
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
@@ -87,8 +86,8 @@ class Inbound:
         """Reset every connection."""
         for task in list(self._handshakes):
             task.cancel()
-        for call in list(self._calls):
-            call.cut("the sidecar stops")
+        self._gate.close()
+        self._tunnels.close()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
@@ -97,7 +96,7 @@ class Inbound:
         with ExitStack() as stack:
             stack.callback(sockets.reset, sock)
             try:
-                secured, source = await self._welcome(sock)
+                caller = await self._welcome(sock)
             except TimeoutError:
                 self._report_silence()
                 sockets.close(sock)
@@ -110,30 +109,21 @@ class Inbound:
                 # In no variable: the traceback of a cancelled task holds this frame, which would
                 # hold the task, and a stranger's TLS state would stay until the collector comes.
                 self._forget(_current_task())
-            # Known before it is judged: a change of the intentions finds either the call or none.
-            call = _Call(source, _canceller())
-            self._calls.add(call)
-            stack.callback(self._calls.discard, call)
-            decision = self._decide(source)
-            if not decision.allowed:
-                self._deny(source, decision, live=False)
-                return
-            app = await self._reach_app(secured)
-            if app is None:
+            if tls.speaks_tunnel(caller.secured.tls):
+                self._start_tunnel(caller)
+            elif not await self._serve_directly(caller):
                 return
             stack.pop_all()
-            self._join(call, app, secured)
 
-    async def _welcome(self, sock: socket.socket) -> tuple[Secured, str]:
+    async def _welcome(self, sock: socket.socket) -> _Caller:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             credentials = await self._identity.credentials()
             secured = await handshake.accept(self._poller, sock, credentials.server_context)
-        snapshot = self._known()
-        own = SpiffeId.parse(snapshot.identity)
+        own = SpiffeId.parse(self._gate.snapshot.identity)
         caller = tls.authenticate(secured.tls, own.trust_domain, datetime.now(UTC))
         if caller.service is None:
             raise IdentityError(f"{caller} is not the identity of a service")
-        return secured, caller.service
+        return _Caller(secured, caller.service, credentials)
 
     def _report_silence(self) -> None:
         if self._identity.expired:  # the caller did nothing wrong
@@ -142,59 +132,36 @@ class Inbound:
             reason = f"no TLS handshake within {HANDSHAKE_TIMEOUT_S:.0f} s"
             self._report(Denied(kind="peer", source=UNKNOWN, reason=reason))
 
-    async def _reach_app(self, secured: Secured) -> socket.socket | None:
-        address = self._known().inbound
-        assert address is not None
+    def _start_tunnel(self, caller: _Caller) -> None:
+        own, peer = caller.credentials.leaf.not_after, tls.peer_not_after(caller.secured.tls)
+        pump = Pump(self._poller, caller.secured)
+        self._tunnels.add(pump, caller.source, caller.credentials, min(own, peer))
+
+    async def _serve_directly(self, caller: _Caller) -> bool:
+        # Known before it is judged: a change of the intentions finds either the call or none.
+        call = self._gate.enter(caller.source, _canceller())
+        if isinstance(call, Refusal):
+            return False
         try:
-            return await dial.connect(self._poller, address.host, address.port)
+            app = await self._reach_app(caller.secured.sock)
         except OSError as error:
-            first = error
-        try:
-            return await self._redial(address, secured, first)
-        except OSError as error:
-            reason = f"{error.strerror or error} for {address.connect_timeout_s:g} s"
+            reason = error.strerror or str(error)
             self._report(ConnectionFailed(upstream=None, reason=reason))
-            return None
+            return False
+        finally:
+            self._gate.leave(call)
+        self._join(call, app, caller)
+        return True
 
-    async def _redial(self, address: AppAddress, secured: Secured, error: OSError) -> socket.socket:
+    async def _reach_app(self, peer: socket.socket) -> socket.socket:
         # What the caller sends meanwhile stays in the kernel.
-        deadline = self._loop.time() + address.connect_timeout_s
-        delay = FIRST_REDIAL_S
-        with dial.watched(self._poller, secured.sock, _current_task().cancel):
-            while self._loop.time() + delay < deadline:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, LONGEST_REDIAL_S)
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        return await dial.connect(self._poller, address.host, address.port)
-                except OSError as again:  # a TimeoutError is one too
-                    error = again
-        raise error
+        with dial.watched(self._poller, peer, _current_task().cancel):
+            return await callee.reach(self._poller, self._gate.app)
 
-    def _join(self, call: _Call, app: socket.socket, secured: Secured) -> None:
-        splice = Splice(self._poller, app, secured, lambda _: self._calls.discard(call))
-        call.cut = splice.reset
-        call.live = True
-        splice.start()
-
-    def _decide(self, source: str) -> Decision:
-        snapshot = self._known()
-        return decide(snapshot.intentions, source, snapshot.service, snapshot.default_action)
-
-    def _deny(self, source: str, decision: Decision, *, live: bool) -> None:
-        self._report(
-            Denied(
-                kind="intention",
-                source=source,
-                reason=decision.reason,
-                by_default=decision.intention is None,
-                live=live,
-            )
-        )
-
-    def _known(self) -> Snapshot:
-        assert self._snapshot is not None, "the listener runs only once there is a snapshot"
-        return self._snapshot
+    def _join(self, call: Call, app: socket.socket, caller: _Caller) -> None:
+        splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
+        self._gate.connected(call, splice.reset)
+        Direct(Pump(self._poller, caller.secured), splice).start()
 
 
 def _canceller() -> Callable[[str], None]:

@@ -15,6 +15,7 @@ import msgspec
 from meshrun.proxy.intentions import Action, Intention
 
 __all__ = [
+    "MOST_CONNECTIONS",
     "ConnectionFailed",
     "Denied",
     "Endpoint",
@@ -33,19 +34,29 @@ __all__ = [
 ]
 
 
+# Each takes two descriptors, of which a sidecar has 65,536 where the system allows it.
+MOST_CONNECTIONS = 10_000
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The inbound listener of one ready instance of a service."""
+    """The inbound listener of one ready instance of a service.
+
+    `tunnels` says that it may speak the protocol of tunnels; one that does not is served all the
+    same, and so is one of which this is said in error.
+    """
 
     instance: str
     host: str
     port: int
+    tunnels: bool = True
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """A service that the app calls, seen by it as the local listener `name`.
 
     `identity` is the SPIFFE ID that every endpoint must prove. `connect_timeout_s` bounds how long
-    a connection is parked while no endpoint takes it.
+    a connection is parked while no endpoint takes it. More than `max_connections` at the same time
+    are refused.
     """
 
     name: str
@@ -53,14 +64,19 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     connect_timeout_s: float
     endpoints: tuple[Endpoint, ...]
+    max_connections: int = MOST_CONNECTIONS
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the app itself listens; `connect_timeout_s` bounds how long its dial is repeated."""
+    """Where the app itself listens; `connect_timeout_s` bounds how long its dial is repeated.
+
+    More than `max_connections` at the same time are refused.
+    """
 
     host: str
     port: int
     connect_timeout_s: float
+    max_connections: int = MOST_CONNECTIONS
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):

@@ -1,28 +1,34 @@
 """The sidecar's outbound side: one upstream of the app.
 
-A connection passes through: choice of an endpoint, TCP and TLS, check of its identity, splice.
-Where no endpoint takes it, it is parked; what the app sends meanwhile stays in the kernel.
+A connection of the app takes an idle tunnel to an endpoint, at once; else it passes through: choice
+of an endpoint, TCP and TLS, check of its identity, splice. Where no endpoint takes it, it is
+parked; what the app sends meanwhile stays in the kernel.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from random import Random
 
-from meshrun.proxy import dial, handshake, sockets, tasks, tls
+from meshrun.proxy import dial, sockets, tasks
 from meshrun.proxy.backoff import delay_s
 from meshrun.proxy.balance import Balancer
+from meshrun.proxy.connector import Connection, Connector
+from meshrun.proxy.direct import Direct
 from meshrun.proxy.errors import IdentityError, PeerError
-from meshrun.proxy.handshake import Secured
-from meshrun.proxy.identity import EXPIRED, Credentials, Identity
+from meshrun.proxy.framing import Refusal
+from meshrun.proxy.identity import EXPIRED, Identity
 from meshrun.proxy.listener import STARVED
 from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
 from meshrun.proxy.poller import Poller
+from meshrun.proxy.pool import Pool
+from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.proxy.splice import Splice
+from meshrun.proxy.tunnel import Leftover, OutboundTunnel
 
 __all__ = ["Outbound"]
 
@@ -32,6 +38,21 @@ ATTEMPT_TIMEOUT_S = 1.0
 # Between rounds through all endpoints.
 FIRST_ROUND_S = 0.05
 LONGEST_ROUND_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A connection of the app on its way to an endpoint, until `deadline` (the loop's clock).
+
+    `leftover` is what a stream that was not accepted had taken from it, `rounds` how often all
+    endpoints, or a stream, were tried in vain.
+    """
+
+    app: socket.socket
+    deadline: float
+    leftover: Leftover = field(default_factory=Leftover)
+    trouble: str = ""
+    rounds: int = 0
 
 
 class Outbound:
@@ -51,50 +72,178 @@ class Outbound:
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._balancer = Balancer()
+        self._pool = Pool()
         self._changed = asyncio.Event()
         self._parked: set[asyncio.Task[None]] = set()
         self._live: set[Splice] = set()
+        self._tunnels: set[OutboundTunnel] = set()
+        self._warming: dict[Endpoint, asyncio.Task[None]] = {}
+        self._upstream = upstream
+        self._connector = Connector(poller, SpiffeId.parse(upstream.identity))
         self.apply(upstream)
 
     def apply(self, upstream: Upstream) -> None:
         """Use the endpoints of `upstream` from now on; parked connections try them at once."""
+        identity = SpiffeId.parse(upstream.identity)
+        if self._connector.identity != identity:
+            self._connector = Connector(self._poller, identity)
         self._upstream = upstream
-        self._trust_domain = SpiffeId.parse(upstream.identity).trust_domain
         self._balancer.update(upstream.endpoints)
+        self._pool.keep_to(set(upstream.endpoints))
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def rotate(self) -> None:
+        """Begin no more streams under an old leaf; those under way go on."""
+        self._pool.close()
+
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
-        task = tasks.start(self._serve(sock), f"connection to {self._upstream.name}")
-        self._parked.add(task)
-        task.add_done_callback(self._parked.discard)
+        most = self._upstream.max_connections
+        if len(self._live) + len(self._parked) >= most:
+            self._failed(f"{most} connections to it are open, which is its max_connections")
+            sockets.reset(sock)
+            return
+        call = _Call(sock, self._loop.time() + self._upstream.connect_timeout_s)
+        endpoint = self._balancer.pick(self._loop.time(), self._rng)
+        tunnel = None if endpoint is None else self._take(endpoint)
+        if tunnel is None:
+            self._start(call)
+        else:
+            self._balancer.opened(tunnel.endpoint)
+            self._ride(call, tunnel)
 
     def close(self) -> None:
         """Reset every connection."""
-        for task in list(self._parked):
+        for task in [*self._parked, *self._warming.values()]:
             task.cancel()
         for splice in list(self._live):
             splice.reset("the sidecar stops")
+        self._pool.close()
+        for tunnel in list(self._tunnels):
+            tunnel.cut("the sidecar stops")
 
-    async def _serve(self, app: socket.socket) -> None:
-        trouble: list[str] = []
+    # The tunnels' owner.
+
+    def tunnel_idle(self, tunnel: OutboundTunnel) -> None:
+        """Keep a tunnel for the next connection, if it may carry one."""
+        if self._lasts(tunnel) and tunnel.endpoint in self._upstream.endpoints:
+            self._pool.put(tunnel)
+        else:
+            tunnel.close()
+
+    def tunnel_closed(self, tunnel: OutboundTunnel) -> None:
+        """Forget it."""
+        self._tunnels.discard(tunnel)
+        self._pool.forget(tunnel)
+
+    def _lasts(self, tunnel: OutboundTunnel) -> bool:
+        return self._identity.serves(tunnel.credentials, tunnel.not_after)
+
+    # The short way: an idle tunnel.
+
+    def _take(self, endpoint: Endpoint) -> OutboundTunnel | None:
+        tunnel = self._pool.take(endpoint)
+        while tunnel is not None and not self._lasts(tunnel):
+            tunnel.close()
+            tunnel = self._pool.take(endpoint)
+        if tunnel is not None and not self._pool.count(endpoint):
+            self._warm(endpoint)
+        return tunnel
+
+    def _ride(self, call: _Call, tunnel: OutboundTunnel) -> None:
+        endpoint = tunnel.endpoint
+        if tunnel.closed:
+            self._balancer.closed(endpoint)
+            self._try_again(call, endpoint, None, "it closed the connection")
+            return
+
+        def ended(_: str | None) -> None:
+            self._live.discard(splice)
+            self._balancer.closed(endpoint)
+
+        def unaccepted(refusal: Refusal | None, reason: str, leftover: Leftover) -> None:
+            ended(None)
+            call.app = splice.detach()
+            call.leftover = leftover
+            self._try_again(call, endpoint, refusal, reason)
+
+        splice = Splice(self._poller, call.app, ended)
+        self._live.add(splice)
+        tunnel.open(splice, call.leftover, unaccepted)
+
+    def _try_again(
+        self, call: _Call, endpoint: Endpoint, refusal: Refusal | None, reason: str
+    ) -> None:
+        if refusal is Refusal.DENIED:
+            sockets.reset(call.app)  # the other side has reported who was denied, and by what
+            return
+        if refusal in (Refusal.UNREACHABLE, Refusal.BUSY):
+            self._balancer.failed(endpoint, self._loop.time())
+        call.trouble = f"{endpoint.instance}: {reason}"
+        call.rounds += 1
+        self._start(call)
+
+    def _warm(self, endpoint: Endpoint) -> None:
+        # The next connection of the app shall find an idle tunnel too.
+        if endpoint in self._warming:
+            return
+        task = tasks.start(self._make_spare(endpoint), f"spare tunnel to {endpoint.instance}")
+        self._warming[endpoint] = task
+        task.add_done_callback(lambda _: self._warming.pop(endpoint, None))
+
+    async def _make_spare(self, endpoint: Endpoint) -> None:
+        try:
+            async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
+                credentials = await self._identity.credentials()
+                connection = await self._connector.connect(endpoint, credentials)
+        except (OSError, PeerError, IdentityError):
+            return  # the next connection meets the same, and tells of it
+        if connection.tunnel:
+            tunnel = self._adopt(connection)
+            self.tunnel_idle(tunnel)
+            if not tunnel.closed:
+                tunnel.start()
+        else:
+            sockets.reset(connection.secured.sock)
+
+    def _adopt(self, connection: Connection) -> OutboundTunnel:
+        pump = Pump(self._poller, connection.secured)
+        tunnel = OutboundTunnel(
+            pump, self, connection.endpoint, connection.credentials, connection.not_after
+        )
+        self._tunnels.add(tunnel)
+        return tunnel
+
+    # The long way.
+
+    def _start(self, call: _Call) -> None:
+        task = tasks.start(self._serve(call), f"connection to {self._upstream.name}")
+        self._parked.add(task)
+        task.add_done_callback(self._parked.discard)
+
+    async def _serve(self, call: _Call) -> None:
         with ExitStack() as stack:
-            stack.callback(sockets.reset, app)
-            timeout_s = self._upstream.connect_timeout_s
+            stack.callback(sockets.reset, call.app)
             try:
-                async with asyncio.timeout(timeout_s):
-                    endpoint, secured = await self._reach(app, trouble)
+                async with asyncio.timeout_at(call.deadline):
+                    found = await self._reach(call)
             except TimeoutError:
-                why = trouble[-1] if trouble else self._nobody()
-                self._report(
-                    ConnectionFailed(
-                        upstream=self._upstream.name, reason=f"{why} (waited {timeout_s:g} s)"
-                    )
-                )
+                why = call.trouble or self._nobody()
+                self._failed(f"{why} (waited {self._upstream.connect_timeout_s:g} s)")
                 return
             stack.pop_all()
-        self._join(app, endpoint, secured)
+        if isinstance(found, OutboundTunnel):
+            self._ride(call, found)
+        elif found.tunnel:
+            tunnel = self._adopt(found)
+            tunnel.start()
+            self._ride(call, tunnel)
+        else:
+            self._join(call, found)
+
+    def _failed(self, reason: str) -> None:
+        self._report(ConnectionFailed(upstream=self._upstream.name, reason=reason))
 
     def _nobody(self) -> str:
         if self._identity.expired:
@@ -103,21 +252,25 @@ class Outbound:
             return f"no instance of {self._upstream.service} is ready"
         return f"no instance of {self._upstream.service} answered"
 
-    async def _reach(self, app: socket.socket, trouble: list[str]) -> tuple[Endpoint, Secured]:
-        found = await self._round(trouble)
-        if found is not None:
-            return found
+    async def _reach(self, call: _Call) -> Connection | OutboundTunnel:
+        if not call.rounds:
+            found = await self._round(call)
+            if found is not None:
+                return found
+            call.rounds += 1
         task = asyncio.current_task()
         assert task is not None
-        rounds = 1
-        with dial.watched(self._poller, app, task.cancel):
+        # An end that was read already would look like a hang-up.
+        ended = call.leftover.ended
+        watch = nullcontext() if ended else dial.watched(self._poller, call.app, task.cancel)
+        with watch:
             del task  # the traceback of a cancelled task holds this frame: it would be a cycle
             while True:
-                await self._park(rounds)
-                found = await self._round(trouble)
+                await self._park(call.rounds)
+                found = await self._round(call)
                 if found is not None:
                     return found
-                rounds += 1
+                call.rounds += 1
 
     async def _park(self, rounds: int) -> None:
         # Without any endpoint only a snapshot can help; with some, time may.
@@ -129,47 +282,48 @@ class Outbound:
         except TimeoutError:
             pass
 
-    async def _round(self, trouble: list[str]) -> tuple[Endpoint, Secured] | None:
+    async def _round(self, call: _Call) -> Connection | OutboundTunnel | None:
         tried: set[Endpoint] = set()
         while (endpoint := self._balancer.pick(self._loop.time(), self._rng, tried)) is not None:
             tried.add(endpoint)
             # Outside the attempt: to wait for a leaf of its own is no failure of an endpoint.
             credentials = await self._identity.credentials()
             last = len(tried) >= len(self._balancer)
-            try:
-                async with asyncio.timeout(None if last else ATTEMPT_TIMEOUT_S):
-                    return endpoint, await self._attempt(endpoint, credentials)
-            except TimeoutError:
-                trouble.append(f"{endpoint.instance} did not answer in time")
-            except (PeerError, IdentityError) as error:
-                trouble.append(f"{endpoint.instance}: {error}")
-            except OSError as error:
-                trouble.append(f"{endpoint.instance}: {error.strerror or error}")
-                if error.errno in STARVED:
-                    return None  # our own trouble, not the endpoint's
+            self._balancer.opened(endpoint)
+            with ExitStack() as stack:
+                stack.callback(self._balancer.closed, endpoint)
+                try:
+                    async with asyncio.timeout(None if last else ATTEMPT_TIMEOUT_S):
+                        found = self._take(endpoint) or await self._connector.connect(
+                            endpoint, credentials
+                        )
+                except TimeoutError:
+                    call.trouble = f"{endpoint.instance} did not answer in time"
+                except (PeerError, IdentityError) as error:
+                    call.trouble = f"{endpoint.instance}: {error}"
+                except OSError as error:
+                    call.trouble = f"{endpoint.instance}: {error.strerror or error}"
+                    if error.errno in STARVED:
+                        return None  # our own trouble, not the endpoint's
+                else:
+                    self._balancer.succeeded(endpoint)
+                    # Stays counted as in flight; whoever carries it on gives it back.
+                    stack.pop_all()
+                    return found
             self._balancer.failed(endpoint, self._loop.time())
         return None
 
-    async def _attempt(self, endpoint: Endpoint, credentials: Credentials) -> Secured:
-        with ExitStack() as stack:
-            self._balancer.opened(endpoint)
-            stack.callback(self._balancer.closed, endpoint)
-            sock = await dial.connect(self._poller, endpoint.host, endpoint.port)
-            stack.callback(sockets.reset, sock)
-            secured = await handshake.connect(self._poller, sock, credentials.client_context)
-            peer = tls.authenticate(secured.tls, self._trust_domain, datetime.now(UTC))
-            if str(peer) != self._upstream.identity:
-                raise PeerError(f"it is {peer}, not {self._upstream.identity}")
-            self._balancer.succeeded(endpoint)
-            # Stays counted as in flight; whoever joins it gives it back.
-            stack.pop_all()
-        return secured
+    # Peers without tunnels: one connection, one stream.
 
-    def _join(self, app: socket.socket, endpoint: Endpoint, secured: Secured) -> None:
+    def _join(self, call: _Call, connection: Connection) -> None:
         def ended(_: str | None) -> None:
             self._live.discard(splice)
-            self._balancer.closed(endpoint)
+            self._balancer.closed(connection.endpoint)
 
-        splice = Splice(self._poller, app, secured, ended)
+        splice = Splice(self._poller, call.app, ended)
         self._live.add(splice)
-        splice.start()
+        direct = Direct(Pump(self._poller, connection.secured), splice)
+        direct.start()
+        leftover = call.leftover
+        if leftover.data or leftover.ended:
+            splice.resend(leftover.data, last=leftover.ended)

@@ -70,7 +70,7 @@ class Sidecar:
             channel_socket, channel.to_sidecar(), self._received, self._channel_closed
         )
         self._reporter = Reporter(self._send)
-        self._identity = Identity(self._send, time.time, self._rng, self._open_listeners)
+        self._identity = Identity(self._send, time.time, self._rng, self._rotated)
         self._snapshot: Snapshot | None = None
         self._inbound = Inbound(self._poller, self._identity, self._reporter.report)
         self._inbound_listener: Listener | None = None
@@ -130,6 +130,12 @@ class Sidecar:
                 self._outbounds[upstream.name] = (outbound, listener)
         self._open_listeners()
         self._send(Enforced(version=snapshot.version))
+
+    def _rotated(self) -> None:
+        self._inbound.rotate()
+        for outbound, _ in self._outbounds.values():
+            outbound.rotate()
+        self._open_listeners()
 
     def _open_listeners(self) -> None:
         # What is not served waits in the kernel's queue: nothing is refused by a closed port.

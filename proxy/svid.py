@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from meshrun.proxy.errors import IdentityError
 from meshrun.proxy.spiffe import SpiffeId
 
-__all__ = ["validate_chain", "validate_signer"]
+__all__ = ["leaf_not_after", "validate_chain", "validate_signer"]
 
 E = TypeVar("E", bound=x509.ExtensionType)
 
@@ -71,8 +71,7 @@ def validate_chain(chain: Sequence[bytes], trust_domain: str, now: datetime) -> 
     """
     if not 2 <= len(chain) <= MAX_CHAIN:
         raise IdentityError(f"the chain has {len(chain)} certificates, not 2 to {MAX_CHAIN}")
-    leaf = _read(chain[0], "the leaf")
-    identity = _leaf_identity(leaf)
+    leaf, identity = _leaf(chain[0])
     if identity.trust_domain != trust_domain:
         raise IdentityError(f"{identity} is not of the trust domain {trust_domain}")
     leaf.check_time(now)
@@ -89,14 +88,26 @@ def validate_signer(der: bytes, trust_domain: str, now: datetime) -> None:
     _signer(der, trust_domain).check_time(now)
 
 
-# The signers of a mesh are few and the same for every handshake, so what does not depend on the
-# time is kept. Only what OpenSSL verified comes here, so no stranger can fill it.
+def leaf_not_after(der: bytes) -> float:
+    """Return when a validated leaf expires, in seconds since the epoch."""
+    leaf, _ = _leaf(der)
+    return leaf.not_after.timestamp()
+
+
+# Signers and peers are few and the same for handshake after handshake, so what does not depend on
+# the time is kept. Only what OpenSSL verified comes here, so no stranger can fill it.
 @lru_cache(maxsize=64)
 def _signer(der: bytes, trust_domain: str) -> _Certificate:
     signer = _read(der, "the signing certificate")
     _check_signer_usage(signer)
     _check_signer_name(signer, trust_domain)
     return signer
+
+
+@lru_cache(maxsize=64)
+def _leaf(der: bytes) -> tuple[_Certificate, SpiffeId]:
+    leaf = _read(der, "the leaf")
+    return leaf, _leaf_identity(leaf)
 
 
 def _read(der: bytes, what: str) -> _Certificate:

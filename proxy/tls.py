@@ -13,31 +13,46 @@ from datetime import datetime
 from typing import Protocol, cast
 
 from meshrun.proxy.errors import IdentityError
+from meshrun.proxy.framing import ALPN
 from meshrun.proxy.leaf import Leaf
 from meshrun.proxy.spiffe import SpiffeId
-from meshrun.proxy.svid import validate_chain
+from meshrun.proxy.svid import leaf_not_after, validate_chain
 
-__all__ = ["authenticate", "client_context", "peer_chain", "server_context"]
+__all__ = [
+    "authenticate",
+    "client_context",
+    "peer_chain",
+    "peer_not_after",
+    "server_context",
+    "speaks_tunnel",
+]
 
 
-def server_context(leaf: Leaf, roots: Sequence[bytes]) -> ssl.SSLContext:
+def server_context(leaf: Leaf, roots: Sequence[bytes], *, tunnels: bool = False) -> ssl.SSLContext:
     """Return the context of inbound connections; `roots` are DER and the only ones trusted.
 
-    Raises IdentityError if OpenSSL refuses the leaf or a root.
+    With `tunnels` it takes the protocol of tunnels from a peer that offers it. Raises
+    IdentityError if OpenSSL refuses the leaf or a root.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A resumed session skips every check of the certificate, also of its expiry (CVE-2022-21654).
     # In TLS 1.3 only tickets resume; OP_NO_TICKET would not stop them.
     context.num_tickets = 0
+    if tunnels:
+        # A peer that names no protocol, or only others, is served without.
+        context.set_alpn_protocols([ALPN])
     return _equip(context, leaf, roots)
 
 
-def client_context(leaf: Leaf, roots: Sequence[bytes]) -> ssl.SSLContext:
+def client_context(leaf: Leaf, roots: Sequence[bytes], *, tunnels: bool = False) -> ssl.SSLContext:
     """Return the context of outbound connections; `roots` are DER and the only ones trusted.
 
-    Raises IdentityError if OpenSSL refuses the leaf or a root.
+    With `tunnels` it offers the protocol of tunnels, which a peer need not take. Raises
+    IdentityError if OpenSSL refuses the leaf or a root.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if tunnels:
+        context.set_alpn_protocols([ALPN])
     # The identity is a URI, which OpenSSL does not compare: `authenticate` does.
     context.check_hostname = False
     return _equip(context, leaf, roots)
@@ -48,6 +63,16 @@ def authenticate(connection: ssl.SSLObject, trust_domain: str, now: datetime) ->
     if connection.session_reused:
         raise IdentityError("cannot authenticate the peer: it resumed an earlier session")
     return validate_chain(peer_chain(connection), trust_domain, now)
+
+
+def speaks_tunnel(connection: ssl.SSLObject) -> bool:
+    """Return whether both sides named the protocol of tunnels in the handshake."""
+    return connection.selected_alpn_protocol() == ALPN
+
+
+def peer_not_after(connection: ssl.SSLObject) -> float:
+    """Return when the peer's leaf expires, in seconds since the epoch; it must be authenticated."""
+    return leaf_not_after(peer_chain(connection)[0])
 
 
 def peer_chain(connection: ssl.SSLObject) -> list[bytes]:

@@ -359,7 +359,8 @@ async def cut_handshakes(credentials: Credentials, count: int) -> int:
 
 def test_handshakes_that_were_cut_leave_no_garbage(mesh: Mesh) -> None:
     leaf = mesh.leaf("server")
-    credentials = Credentials(leaf, mesh.server_context(leaf), mesh.client_context(leaf))
+    context = mesh.client_context(leaf)
+    credentials = Credentials(leaf, mesh.server_context(leaf), context, context)
     gc.disable()
     try:
         assert asyncio.run(cut_handshakes(credentials, 200)) < 200

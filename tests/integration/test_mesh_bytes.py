@@ -138,13 +138,19 @@ def test_a_reset_by_the_server_is_a_reset_for_the_caller(mesh: Mesh) -> None:
             connection.recv(100)
 
 
+def close_idle_tunnels(mesh: Mesh) -> None:
+    mesh.cli("certs", "rotate", check=True)
+
+
 def test_resets_in_the_middle_leave_no_descriptor_behind(mesh: Mesh) -> None:
     pids = sidecars(mesh, "pour")
+    close_idle_tunnels(mesh)
     before = [count_descriptors(pid) for pid in pids]
     for _ in range(10):
         connection = call(mesh, "pour")
         assert connection.recv(65536)
         reset(connection)
+    close_idle_tunnels(mesh)
     for pid, count in zip(pids, before, strict=True):
         wait_until(lambda: count_descriptors(pid) <= count, "as many descriptors as before")  # noqa: B023
 
@@ -153,10 +159,12 @@ def test_a_caller_that_resets_in_the_middle_of_sending_leaves_no_descriptor_behi
     mesh: Mesh,
 ) -> None:
     pids = sidecars(mesh, "digest")
+    close_idle_tunnels(mesh)
     before = [count_descriptors(pid) for pid in pids]
     for _ in range(10):
         connection = call(mesh, "digest")
         connection.sendall(bytes(MIB))
         reset(connection)
+    close_idle_tunnels(mesh)
     for pid, count in zip(pids, before, strict=True):
         wait_until(lambda: count_descriptors(pid) <= count, "as many descriptors as before")  # noqa: B023

@@ -15,8 +15,10 @@ from support.apps import App, echo, read_all, reset
 from support.sidecars import ControlledSidecar, Mesh, listen
 
 from meshrun.proxy import sockets
+from meshrun.proxy.direct import Direct
 from meshrun.proxy.handshake import Secured
 from meshrun.proxy.poller import Poller
+from meshrun.proxy.pump import Pump
 from meshrun.proxy.splice import Splice
 
 MIB = 1024 * 1024
@@ -31,10 +33,10 @@ def mesh() -> Iterator[Mesh]:
 class Route:
     """Two sidecars, and an app behind them whose handler each test sets."""
 
-    def __init__(self, mesh: Mesh, app: App) -> None:
+    def __init__(self, mesh: Mesh, app: App, *, tunnels: bool) -> None:
         self.handler: Callable[[socket.socket], None] = echo
         self.inbound = mesh.sidecar("server", app=app.port, default="allow")
-        self.outbound = mesh.sidecar("client", upstreams=[self.inbound])
+        self.outbound = mesh.sidecar("client", upstreams=[self.inbound], tunnels=tunnels)
 
     def call(self) -> socket.socket:
         return self.outbound.call("server")
@@ -44,15 +46,15 @@ class Route:
         return self.outbound, self.inbound
 
 
-@pytest.fixture(scope="module")
-def shared_route(mesh: Mesh) -> Iterator[Route]:
+@pytest.fixture(scope="module", params=["tunnel", "direct"])
+def shared_route(mesh: Mesh, request: pytest.FixtureRequest) -> Iterator[Route]:
     routes: list[Route] = []
 
     def handle(connection: socket.socket) -> None:
         routes[0].handler(connection)  # which each test sets
 
     with App(handle) as app:
-        routes.append(Route(mesh, app))
+        routes.append(Route(mesh, app, tunnels=request.param == "tunnel"))
         yield routes[0]
 
 
@@ -61,6 +63,7 @@ def route(shared_route: Route) -> Iterator[Route]:
     """A route on which every connection of the test must be gone after it."""
     before = [sidecar.descriptors() for sidecar in shared_route.sidecars]
     yield shared_route
+    shared_route.outbound.rotate()  # closes the tunnels that are idle
     for sidecar, most in zip(shared_route.sidecars, before, strict=True):
         sidecar.wait_for_descriptors(most)
 
@@ -314,9 +317,10 @@ def test_a_reset_reaches_a_side_that_has_finished_writing(route: Route) -> None:
         assert ends_in_reset(connection)
 
 
-def test_a_killed_sidecar_is_a_reset_or_an_error_never_an_end(mesh: Mesh) -> None:
+@pytest.mark.parametrize("tunnels", [True, False])
+def test_a_killed_sidecar_is_a_reset_or_an_error_never_an_end(mesh: Mesh, tunnels: bool) -> None:
     with App(echo) as app:
-        route = Route(mesh, app)
+        route = Route(mesh, app, tunnels=tunnels)
         with route.call() as connection:
             connection.sendall(b"ping")
             assert connection.recv(4) == b"ping"
@@ -362,8 +366,8 @@ async def flood_of_questions(most: int) -> tuple[int, list[str | None]]:
     far, peer = connected()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = cast(ssl.SSLObject, Answering(incoming, outgoing))
-    splice = Splice(poller, app, Secured(peer, tls, incoming, outgoing), ended.append)
-    splice.start()
+    splice = Splice(poller, app, ended.append)
+    Direct(Pump(poller, Secured(peer, tls, incoming, outgoing)), splice).start()
     asked = 0
     with app_far, far:
         try:

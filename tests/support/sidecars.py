@@ -28,6 +28,7 @@ from meshrun.proxy.messages import (
     LeafIssued,
     LeafRefused,
     LeafRequested,
+    Renew,
     Serving,
     Snapshot,
     ToSidecar,
@@ -116,10 +117,12 @@ class Mesh:
         descriptors: int | None = None,
         signs: bool = True,
         serving: bool = True,
+        tunnels: bool = True,
     ) -> "ControlledSidecar":
         """Start a sidecar of `service` in front of port `app`, and wait until it serves.
 
-        An upstream is a sidecar, or the name of a service that has no instance yet.
+        An upstream is a sidecar, or the name of a service that has no instance yet. Without
+        `tunnels` it takes its upstreams for peers that know none.
         """
         started = ControlledSidecar(
             self.root,
@@ -132,6 +135,7 @@ class Mesh:
             timeout_s,
             leaf_ttl_s,
             descriptors,
+            tunnels,
         )
         started.signs = signs
         self.sidecars.append(started)
@@ -168,6 +172,7 @@ class ControlledSidecar:
         timeout_s: float,
         leaf_ttl_s: float,
         descriptors: int | None,
+        tunnels: bool,
     ) -> None:
         self.root = root
         self.service = service
@@ -182,7 +187,9 @@ class ControlledSidecar:
         self._upstreams: list[Upstream] = []
         for upstream in upstreams:
             name = upstream if isinstance(upstream, str) else upstream.service
-            endpoints = () if isinstance(upstream, str) else (upstream.endpoint,)
+            endpoints: tuple[Endpoint, ...] = ()
+            if not isinstance(upstream, str):
+                endpoints = (msgspec.structs.replace(upstream.endpoint, tunnels=tunnels),)
             if name in self.upstream_listeners:
                 index = [u.name for u in self._upstreams].index(name)
                 endpoints = (*self._upstreams[index].endpoints, *endpoints)
@@ -290,6 +297,11 @@ class ControlledSidecar:
             message = self.received.get(timeout=patience_s)
             if isinstance(message, kind) and matches(message):
                 return message
+
+    def rotate(self) -> None:
+        """Have it get a new leaf and serve with it: it closes its idle tunnels."""
+        self.send(Renew())
+        self.expect(Serving)
 
     def descriptors(self) -> int:
         """How many descriptors the process has open."""

@@ -1,0 +1,193 @@
+"""The frames of a tunnel: how streams follow each other on one TLS connection. Pure.
+
+docs/tunnel.md is the specification. A frame is a header of four bytes, the type and the length of
+the payload (big-endian), and the payload. What may follow what, in each direction, is in
+`TRANSITIONS`.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from enum import Enum, IntEnum, auto
+
+from meshrun.proxy.errors import FramingError
+
+__all__ = [
+    "ALPN",
+    "HEADER_BYTES",
+    "MOST_DATA_BYTES",
+    "MOST_EARLY_BYTES",
+    "TRANSITIONS",
+    "Decoder",
+    "Frame",
+    "Hearing",
+    "Refusal",
+    "after",
+    "encode",
+    "encode_refusal",
+    "pack_data_header",
+    "read_refusal",
+]
+
+# What both sides name in the TLS handshake (RFC 7301). An incompatible change gets another number.
+ALPN = "meshrun-tunnel/1"
+
+HEADER_BYTES = 4
+MOST_DATA_BYTES = 2**24 - 1
+MOST_REFUSAL_BYTES = 256
+
+# How much of a stream may be under way before it is accepted: the side that opened it keeps a copy.
+MOST_EARLY_BYTES = 64 * 1024
+
+_header = struct.Struct(">I")
+_pack_into = _header.pack_into
+_unpack_from = _header.unpack_from
+
+
+class Frame(IntEnum):
+    """What a frame says of the stream under way."""
+
+    OPEN = 1  # a stream begins
+    ACCEPTED = 2  # the app has been reached; what comes next comes from it
+    REFUSED = 3  # the stream does not come about: a code and a text
+    DATA = 4
+    FINISH = 5  # nothing more comes in this direction
+    RESET = 6  # the stream is broken off; nothing more comes in this direction
+
+
+class Refusal(IntEnum):
+    """Why a stream was refused."""
+
+    DENIED = 1  # an intention forbids it
+    UNREACHABLE = 2  # the app did not take the connection in time
+    BUSY = 3  # a limit is reached
+    LEAVING = 4  # this tunnel takes no stream any more; another may
+
+
+class Hearing(Enum):
+    """Where one direction of a tunnel is, as its receiver knows."""
+
+    UNOPENED = auto()  # the receiver waits for the other side to open a stream
+    UNCALLED = auto()  # the receiver opens streams, and has none under way
+    AWAITING = auto()  # the receiver has opened a stream that is not accepted yet
+    CALLED = auto()  # the bytes of the receiver's own stream
+    OPENED = auto()  # the bytes of a stream that the other side opened
+
+
+# A pair that is missing is a breach of the protocol.
+TRANSITIONS: Mapping[tuple[Hearing, Frame], Hearing] = {
+    (Hearing.UNOPENED, Frame.OPEN): Hearing.OPENED,
+    (Hearing.OPENED, Frame.DATA): Hearing.OPENED,
+    (Hearing.OPENED, Frame.FINISH): Hearing.UNOPENED,
+    (Hearing.OPENED, Frame.RESET): Hearing.UNOPENED,
+    (Hearing.AWAITING, Frame.ACCEPTED): Hearing.CALLED,
+    (Hearing.AWAITING, Frame.REFUSED): Hearing.UNCALLED,
+    (Hearing.AWAITING, Frame.RESET): Hearing.UNCALLED,
+    (Hearing.CALLED, Frame.DATA): Hearing.CALLED,
+    (Hearing.CALLED, Frame.FINISH): Hearing.UNCALLED,
+    (Hearing.CALLED, Frame.RESET): Hearing.UNCALLED,
+}
+
+
+def after(hearing: Hearing, frame: Frame) -> Hearing:
+    """Return the state that follows; raise FramingError where the frame may not come."""
+    try:
+        return TRANSITIONS[hearing, frame]
+    except KeyError:
+        raise FramingError(
+            f"cannot go on with the tunnel: {frame.name} came while {hearing.name.lower()}"
+        ) from None
+
+
+def encode(frame: Frame) -> bytes:
+    """Return a frame that has no payload."""
+    return _header.pack(frame << 24)
+
+
+def encode_refusal(refusal: Refusal, text: str) -> bytes:
+    """Return a REFUSED; what of `text` (UTF-8) is too long for it is cut off."""
+    payload = bytes([refusal]) + text.encode()[: MOST_REFUSAL_BYTES - 1]
+    return _header.pack(Frame.REFUSED << 24 | len(payload)) + payload
+
+
+def pack_data_header(buffer: memoryview, offset: int, length: int) -> None:
+    """Write the header of a DATA frame with `length` bytes (at most MOST_DATA_BYTES)."""
+    _pack_into(buffer, offset, Frame.DATA << 24 | length)
+
+
+def read_refusal(payload: bytes | memoryview) -> tuple[Refusal, str]:
+    """Return the code and the text of a REFUSED, of which a stranger may have made anything."""
+    code, text = payload[0], bytes(payload[1:]).decode(errors="replace")
+    try:
+        refusal = Refusal(code)
+    except ValueError:
+        raise FramingError(f"cannot understand a refusal with the code {code}") from None
+    return refusal, text if text.isprintable() else ascii(text)[1:-1]
+
+
+# Each type with the least and the most that its payload may be. An empty DATA says nothing, at the
+# receiver's expense.
+_KINDS: Mapping[int, tuple[Frame, int, int]] = {
+    Frame.OPEN: (Frame.OPEN, 0, 0),
+    Frame.ACCEPTED: (Frame.ACCEPTED, 0, 0),
+    Frame.REFUSED: (Frame.REFUSED, 1, MOST_REFUSAL_BYTES),
+    Frame.DATA: (Frame.DATA, 1, MOST_DATA_BYTES),
+    Frame.FINISH: (Frame.FINISH, 0, 0),
+    Frame.RESET: (Frame.RESET, 0, 0),
+}
+
+
+class Decoder:
+    """Cuts what was received into frames, however it was fragmented.
+
+    The payload of a DATA frame comes in as many parts as it was received in, never kept; that of a
+    REFUSED comes whole.
+    """
+
+    __slots__ = ("_data_left", "_kept")
+
+    def __init__(self) -> None:
+        self._data_left = 0  # of a DATA frame under way
+        self._kept = b""  # a part of a header, or of a REFUSED
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is half received."""
+        return not self._data_left and not self._kept
+
+    def feed(self, data: memoryview) -> Iterator[tuple[Frame, memoryview]]:
+        """Yield the frames in `data`, their payloads as views of it; raise FramingError."""
+        if self._kept:
+            data = memoryview(self._kept + bytes(data))
+            self._kept = b""
+        at, end = 0, len(data)
+        while at < end:
+            if self._data_left:
+                part = data[at : at + self._data_left]
+                at += len(part)
+                self._data_left -= len(part)
+                yield Frame.DATA, part
+                continue
+            if end - at < HEADER_BYTES:
+                break
+            (header,) = _unpack_from(data, at)
+            frame, length = _checked(header >> 24, header & 0xFFFFFF)
+            if frame is Frame.DATA:
+                self._data_left = length
+                at += HEADER_BYTES
+                continue
+            if end - at - HEADER_BYTES < length:
+                break
+            at += HEADER_BYTES
+            yield frame, data[at : at + length]
+            at += length
+        self._kept = bytes(data[at:])
+
+
+def _checked(kind: int, length: int) -> tuple[Frame, int]:
+    try:
+        frame, least, most = _KINDS[kind]
+    except KeyError:
+        raise FramingError(f"cannot understand a frame of type {kind}") from None
+    if not least <= length <= most:
+        raise FramingError(f"cannot take a {frame.name} of {length} bytes")
+    return frame, length

@@ -1,0 +1,491 @@
+"""One mutual-TLS connection between two sidecars that carries one stream after another.
+
+A new connection of an app so costs no handshake. docs/tunnel.md is the specification, `framing` the
+frames. Each side ends its direction of a stream with exactly one frame (FINISH, RESET or REFUSED);
+when both have, nothing of that stream can come any more, and the tunnel is idle.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshrun.proxy.errors import FramingError
+from meshrun.proxy.framing import (
+    HEADER_BYTES,
+    MOST_EARLY_BYTES,
+    Decoder,
+    Frame,
+    Hearing,
+    Refusal,
+    after,
+    encode,
+    encode_refusal,
+    pack_data_header,
+    read_refusal,
+)
+from meshrun.proxy.identity import Credentials
+from meshrun.proxy.messages import Endpoint
+from meshrun.proxy.pump import Pump
+from meshrun.proxy.splice import DATA_AT, Splice, outward
+
+__all__ = ["InboundOwner", "InboundTunnel", "Leftover", "OutboundOwner", "OutboundTunnel"]
+
+OPEN = encode(Frame.OPEN)
+ACCEPTED = encode(Frame.ACCEPTED)
+FINISH = encode(Frame.FINISH)
+RESET = encode(Frame.RESET)
+
+AT_REST = frozenset({Hearing.UNOPENED, Hearing.UNCALLED})
+
+# A side that heard RESET answers at once; one that does not keeps the tunnel from its next stream.
+RESET_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What the app had sent into a stream that was not accepted; `ended`: and then its end."""
+
+    data: bytes = b""
+    ended: bool = False
+
+
+class _Tunnel:
+    """What both sides share: frames in and out, and the stream under way."""
+
+    __slots__ = (
+        "_decoder",
+        "_hearing",
+        "_idle",
+        "_pump",
+        "_speaking",
+        "_splice",
+        "_timer",
+        "closed",
+    )
+
+    def __init__(self, pump: Pump, hearing: Hearing) -> None:
+        self._pump = pump
+        self._decoder = Decoder()
+        self._hearing = hearing
+        self._speaking = False  # within a stream, and its end is still to be said
+        self._splice: Splice | None = None
+        self._idle = True
+        self._timer: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        """Begin to receive."""
+        self._pump.start(self)
+
+    def close(self) -> None:
+        """Close while idle: the peer sees an orderly end."""
+        if not self.closed:
+            self._give_up()
+            try:
+                self._pump.write_end()
+            except OSError:
+                pass  # it is gone, which was wanted
+            self._pump.close()
+
+    def cut(self, reason: str) -> None:
+        """Reset the connection, and with it the stream under way."""
+        if not self.closed:
+            splice = self._splice
+            self._give_up()
+            self._pump.reset()
+            if splice is not None:
+                self._break(splice, reason)
+
+    # The splice's carrier.
+
+    def send(self, count: int, *, last: bool) -> bool:
+        """Send what the app sent as a DATA frame."""
+        return self._pump.write(self._framed(DATA_AT, count, last=last))
+
+    def hold(self) -> None:
+        """Leave to the kernel what the peer sends."""
+        self._pump.listen(False)
+
+    def resume(self) -> None:
+        """Receive again."""
+        self._pump.listen(True)
+
+    def finish(self) -> None:
+        """The stream is over in both directions."""
+        self._splice = None
+        self._pump.listen(True)
+        self._settle()
+
+    def abort(self) -> None:
+        """Break the stream off, and have the tunnel back once the peer has heard of it."""
+        self._splice = None
+        if self.closed:
+            return
+        if self._in_stream() and not self._speaking:
+            # A RESET behind the FINISH could be taken for one of the next stream.
+            self.cut("")
+            return
+        self._pump.listen(True)
+        self._obey_or_break(self._say_reset)
+
+    def fail(self, error: OSError) -> None:
+        """The connection is of no use any more."""
+        self.broken(error)
+
+    # The pump's owner.
+
+    def received(self, data: memoryview, *, ended: bool) -> None:
+        """Obey the frames in `data`."""
+        try:
+            for frame, payload in self._decoder.feed(data):
+                self._hearing = after(self._hearing, frame)
+                if frame is Frame.DATA:
+                    self._deliver(payload)
+                else:
+                    self._obey(frame, payload)
+                if self.closed:
+                    return
+        except FramingError as error:
+            self.cut(str(error))
+            return
+        if ended:
+            if self._idle:
+                self.close()
+            else:
+                self.cut("the other side closed the connection within a stream")
+
+    def drained(self) -> None:
+        """Let the app send again."""
+        if self._splice is not None:
+            self._splice.drained()
+        else:
+            self._settle()
+
+    def broken(self, error: OSError) -> None:
+        """The connection is of no use any more."""
+        self.cut(str(error) or type(error).__name__)
+
+    def _deliver(self, payload: memoryview) -> None:
+        # Without a splice it belongs to a stream that was broken off here.
+        if self._splice is not None:
+            self._splice.deliver(payload)
+
+    def _obey(self, frame: Frame, payload: memoryview) -> None:
+        """Obey a frame that is not DATA; `_hearing` is the state behind it."""
+        splice = self._splice
+        if frame is Frame.RESET:
+            self._splice = None
+            if splice is not None:
+                splice.broken("the other side reset the connection")
+            self._pump.listen(True)
+            self._say_reset()
+        elif splice is not None:
+            splice.end()
+        else:
+            self._settle()
+
+    def _break(self, splice: Splice, reason: str) -> None:
+        splice.broken(reason)
+
+    def _framed(self, start: int, count: int, *, last: bool) -> memoryview:
+        end = start + count
+        if count:
+            start -= HEADER_BYTES
+            pack_data_header(outward, start, count)
+        if last:
+            self._speaking = False
+            outward[end : end + HEADER_BYTES] = FINISH
+            end += HEADER_BYTES
+        return outward[start:end]
+
+    def _say_reset(self) -> None:
+        if self._speaking:
+            self._speaking = False
+            self._pump.write(RESET)
+        self._settle()
+
+    def _obey_or_break(self, step: Callable[[], None]) -> None:
+        # Steps that the splice asks for, where nobody above could handle an error of the pump.
+        try:
+            step()
+        except OSError as error:
+            self.broken(error)
+
+    def _in_stream(self) -> bool:
+        return self._hearing not in AT_REST
+
+    def _settle(self) -> None:
+        # A stream that is over here, but maybe not there.
+        if self.closed or self._idle or self._speaking or self._splice is not None:
+            return
+        if self._in_stream():
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(
+                    RESET_TIMEOUT_S, self.cut, "the other side does not answer a reset"
+                )
+        elif self._pump.empty:
+            self._stop_timer()
+            self._idle = True
+            self._rest()
+
+    def _rest(self) -> None:
+        """The tunnel has become idle."""
+        raise NotImplementedError
+
+    def _gone(self) -> None:
+        """The tunnel has been closed."""
+        raise NotImplementedError
+
+    def _give_up(self) -> None:
+        self.closed = True
+        self._splice = None
+        self._stop_timer()
+        self._gone()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class OutboundOwner(Protocol):
+    """Whom an outbound tunnel tells of itself."""
+
+    def tunnel_idle(self, tunnel: "OutboundTunnel") -> None:
+        """It may carry another stream."""
+
+    def tunnel_closed(self, tunnel: "OutboundTunnel") -> None:
+        """It is closed."""
+
+
+Unaccepted = Callable[[Refusal | None, str, Leftover], None]
+
+
+class OutboundTunnel(_Tunnel):
+    """The side that opens streams. `not_after` is when the first of both leaves expires."""
+
+    __slots__ = (
+        "_leftover",
+        "_opening",
+        "_owner",
+        "_unaccepted",
+        "credentials",
+        "endpoint",
+        "not_after",
+    )
+
+    def __init__(
+        self,
+        pump: Pump,
+        owner: OutboundOwner,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        not_after: float,
+    ) -> None:
+        super().__init__(pump, Hearing.UNCALLED)
+        self._owner = owner
+        self._opening = False  # OPEN is to go with the first bytes
+        self._leftover = Leftover()
+        self._unaccepted: Unaccepted | None = None
+        self.endpoint = endpoint
+        self.credentials = credentials
+        self.not_after = not_after
+
+    def open(self, splice: Splice, leftover: Leftover, unaccepted: Unaccepted) -> None:
+        """Carry `splice` as a stream, in which `leftover` is sent again.
+
+        If the stream is not accepted, `unaccepted` is called instead of `splice.broken`: with the
+        refusal, or None where the tunnel broke, the reason, and what the app had sent.
+        """
+        assert self._idle
+        assert not self.closed
+        self._idle = False
+        self._splice = splice
+        self._hearing = Hearing.AWAITING
+        self._speaking = True
+        self._opening = True
+        self._leftover = Leftover()
+        self._unaccepted = unaccepted
+        splice.start(self)
+        if leftover.data or leftover.ended:
+            splice.resend(leftover.data, last=leftover.ended)
+        else:
+            splice.look()
+        # An app that waits for the other to speak first.
+        self._obey_or_break(self._say_open)
+
+    def send(self, count: int, *, last: bool) -> bool:
+        """Send what the app sent; until the stream is accepted only once, and keep a copy."""
+        frames = self._framed(DATA_AT, count, last=last)
+        if self._hearing is not Hearing.AWAITING:
+            return self._pump.write(frames)
+        self._leftover = Leftover(bytes(outward[DATA_AT : DATA_AT + count]), last)
+        if self._opening:
+            self._opening = False
+            start = DATA_AT - HEADER_BYTES * (2 if count else 1)
+            outward[start : start + HEADER_BYTES] = OPEN
+            frames = outward[start : start + HEADER_BYTES + len(frames)]
+        return self._pump.write(frames) and last
+
+    def drained(self) -> None:
+        """Let the app send again."""
+        if self._hearing is not Hearing.AWAITING:
+            super().drained()
+
+    def _say_reset(self) -> None:
+        if self._opening:  # the other side has not heard of this stream
+            self._opening = self._speaking = False
+            self._hearing = Hearing.UNCALLED
+        super()._say_reset()
+
+    def _say_open(self) -> None:
+        if self._opening and not self.closed:
+            self._opening = False
+            self._pump.write(OPEN)
+
+    def _obey(self, frame: Frame, payload: memoryview) -> None:
+        if frame is Frame.ACCEPTED:
+            self._leftover = Leftover()
+            self._unaccepted = None
+            if self._splice is not None and self._pump.empty:
+                self._splice.drained()
+        elif frame is Frame.REFUSED:
+            refusal, text = read_refusal(payload)
+            splice, self._splice = self._splice, None
+            if splice is not None:
+                self._call_back(refusal, text)
+            self._say_reset()
+        else:
+            super()._obey(frame, payload)
+
+    def _break(self, splice: Splice, reason: str) -> None:
+        if self._unaccepted is not None:
+            self._call_back(None, reason)
+        else:
+            super()._break(splice, reason)
+
+    def _call_back(self, refusal: Refusal | None, reason: str) -> None:
+        unaccepted, self._unaccepted = self._unaccepted, None
+        leftover, self._leftover = self._leftover, Leftover()
+        if unaccepted is not None:
+            unaccepted(refusal, reason, leftover)
+
+    def _rest(self) -> None:
+        self._owner.tunnel_idle(self)
+
+    def _gone(self) -> None:
+        self._owner.tunnel_closed(self)
+
+
+class InboundOwner(Protocol):
+    """Whom an inbound tunnel tells of itself; `stream_opened` answers with accept or refuse."""
+
+    def stream_opened(self, tunnel: "InboundTunnel") -> None:
+        """The other side wants a stream."""
+
+    def stream_abandoned(self, tunnel: "InboundTunnel") -> None:
+        """It wants it no longer, before there was an answer."""
+
+    def tunnel_idle(self, tunnel: "InboundTunnel") -> None:
+        """No stream is under way any more."""
+
+    def tunnel_closed(self, tunnel: "InboundTunnel") -> None:
+        """It is closed."""
+
+
+class InboundTunnel(_Tunnel):
+    """The side that takes streams from `source`, a service.
+
+    `not_after` is when the first of both leaves expires.
+    """
+
+    __slots__ = ("_early", "_early_end", "_owner", "credentials", "not_after", "source")
+
+    def __init__(
+        self,
+        pump: Pump,
+        owner: InboundOwner,
+        source: str,
+        credentials: Credentials,
+        not_after: float,
+    ) -> None:
+        super().__init__(pump, Hearing.UNOPENED)
+        self._owner = owner
+        self._early = b""  # what came before the answer
+        self._early_end = False
+        self.source = source
+        self.credentials = credentials
+        self.not_after = not_after
+
+    def accept(self, splice: Splice) -> None:
+        """Carry the stream that was opened to `splice`."""
+        self._splice = splice
+        splice.start(self)
+        self._obey_or_break(self._say_accepted)
+        early, self._early = self._early, b""
+        if early and self._splice is splice:
+            splice.deliver(memoryview(early))
+        if self._early_end and self._splice is splice:
+            splice.end()
+
+    def refuse(self, refusal: Refusal, text: str) -> None:
+        """Refuse the stream that was opened."""
+        self._early = b""
+        self._speaking = False
+        self._obey_or_break(lambda: self._say_refused(refusal, text))
+
+    def _say_accepted(self) -> None:
+        # Before the app hears anything: what is not accepted is sent again to another instance.
+        self._pump.write(ACCEPTED)
+
+    def _say_refused(self, refusal: Refusal, text: str) -> None:
+        self._pump.write(encode_refusal(refusal, text))
+        self._settle()
+
+    @property
+    def _unanswered(self) -> bool:
+        return self._speaking and self._splice is None
+
+    def _deliver(self, payload: memoryview) -> None:
+        if self._unanswered:
+            if len(self._early) + len(payload) > MOST_EARLY_BYTES:
+                raise FramingError("cannot keep so much of a stream that is not accepted yet")
+            self._early += payload
+        else:
+            super()._deliver(payload)
+
+    def _obey(self, frame: Frame, payload: memoryview) -> None:
+        if frame is Frame.OPEN:
+            self._open()
+        elif self._unanswered and frame is Frame.FINISH:
+            self._early_end = True
+        else:
+            if self._unanswered:
+                self._owner.stream_abandoned(self)
+            super()._obey(frame, payload)
+
+    def _open(self) -> None:
+        if self._speaking:
+            raise FramingError("cannot take a stream before the last one has ended")
+        if self._splice is not None:
+            # Both sides have ended it, but the app has not taken all of it yet.
+            self._splice.disown()
+            self._splice = None
+            self._pump.listen(True)
+        self._stop_timer()
+        self._idle = False
+        self._speaking = True
+        self._early, self._early_end = b"", False
+        self._owner.stream_opened(self)
+
+    def _give_up(self) -> None:
+        if self._unanswered and not self.closed:
+            self._owner.stream_abandoned(self)
+        super()._give_up()
+
+    def _rest(self) -> None:
+        self._owner.tunnel_idle(self)
+
+    def _gone(self) -> None:
+        self._owner.tunnel_closed(self)
