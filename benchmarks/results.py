@@ -1,7 +1,7 @@
 """What a run of the benchmarks measured, and what follows from it: pure, and kept as JSON."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
@@ -33,7 +33,8 @@ Better = Literal["higher", "lower"]
 class Settings:
     """What a suite is asked to measure; None means everything that it has.
 
-    `seconds` is how long one measurement loads its contender. `say` takes a line of progress.
+    `seconds` is how long one measurement loads its contender. `say` takes a line of progress,
+    `note` what a reader of the results must know: what was left out, what failed.
     """
 
     rounds: int
@@ -42,6 +43,7 @@ class Settings:
     contenders: frozenset[str] | None
     say: Callable[[str], None]
     only: frozenset[str] | None = None
+    note: Callable[[str], None] = field(default=lambda text: None)
 
     def wants(self, contender: str) -> bool:
         """Tell whether a contender is to be measured."""

@@ -1,0 +1,106 @@
+"""`python -m benchmarks`: measures, and writes JSON and the tables of docs/benchmarks.md."""
+
+import resource
+import signal
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from benchmarks import machine, results, suites
+from benchmarks.results import Run, Settings
+from benchmarks.suites import Suite
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_SECONDS = 1.0
+
+
+def _names(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> frozenset[str] | None:
+    return None if value is None else frozenset(filter(None, map(str.strip, value.split(","))))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
+@click.option(
+    "--seconds",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Of one measurement.",
+)
+@click.option("--only", callback=_names, help="These workloads, by name, with commas.")
+@click.option("--contenders", callback=_names, help="These contenders, by name, with commas.")
+@click.option("--suite", "chosen", callback=_names, help="These suites: proxies, supervisors.")
+@click.option("--quick", is_flag=True, help="One round of one second: does it all work?")
+@click.option(
+    "--output", default=RESULTS, type=click.Path(path_type=Path, file_okay=False), help="For JSON."
+)
+@click.option("--no-docs", is_flag=True, help="Leave docs/benchmarks.md as it is.")
+def main(
+    rounds: int,
+    seconds: float,
+    only: frozenset[str] | None,
+    contenders: frozenset[str] | None,
+    chosen: frozenset[str] | None,
+    quick: bool,
+    output: Path,
+    no_docs: bool,
+) -> None:
+    """Compare meshrun with what people use today."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    _allow_many_descriptors()
+    for suite in suites.available().values():
+        if chosen is None or suite.name in chosen:
+            notes: list[str] = []
+            settings = Settings(
+                rounds=1 if quick else rounds,
+                seconds=QUICK_SECONDS if quick else seconds,
+                quick=quick,
+                contenders=contenders,
+                say=click.echo,
+                only=only,
+                note=notes.append,
+            )
+            _run(suite, settings, notes, output)
+
+
+def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> None:
+    begun = time.monotonic()
+    at = datetime.now(UTC)
+    measurements = suite.run(settings)
+    if not measurements:
+        return
+    run = Run(
+        suite=suite.name,
+        at=at.isoformat(timespec="seconds"),
+        meshrun=version("meshrun"),
+        machine=machine.describe(),
+        versions=suite.versions(),
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        measurements=measurements,
+        notes=notes,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / f"{at:%Y-%m-%dT%H%M%SZ}-{suite.name}.json"
+    file.write_bytes(results.encode(run))
+    click.echo(f"{suite.name}: {time.monotonic() - begun:.0f} s; written to {file}")
+
+
+def _allow_many_descriptors() -> None:
+    # Inherited by whatever is started: a thousand connections are two thousand sockets in a proxy.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

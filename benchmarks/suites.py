@@ -1,0 +1,35 @@
+"""The suites by name, each a module with `run`; one whose module is not there is left out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+from benchmarks.results import Measurement, Settings
+
+__all__ = ["MODULES", "Suite", "available"]
+
+MODULES: Mapping[str, str] = {
+    "proxies": "benchmarks.proxies",
+    "supervisors": "benchmarks.supervision",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite: what measures, and what says which versions were measured."""
+
+    name: str
+    run: Callable[[Settings], list[Measurement]]
+    versions: Callable[[], dict[str, str]]
+
+
+def available() -> dict[str, Suite]:
+    """Return the suites whose module is there."""
+    return {name: _load(name, module) for name, module in MODULES.items() if find_spec(module)}
+
+
+def _load(name: str, module_name: str) -> Suite:
+    module = import_module(module_name)
+    # `versions` may be missing: a suite has to have `run` alone.
+    return Suite(name, module.run, getattr(module, "versions", dict))
