@@ -3,6 +3,7 @@
 import resource
 import signal
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import FrameType
 
 import click
 
-from benchmarks import machine, results, suites
+from benchmarks import document, machine, results, suites
+from benchmarks.programs import BenchmarkError
 from benchmarks.results import Run, Settings
 from benchmarks.suites import Suite
 
@@ -41,6 +43,11 @@ def _names(
     "--output", default=RESULTS, type=click.Path(path_type=Path, file_okay=False), help="For JSON."
 )
 @click.option("--no-docs", is_flag=True, help="Leave docs/benchmarks.md as it is.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measure nothing: write the tables and charts from this JSON.",
+)
 def main(
     rounds: int,
     seconds: float,
@@ -50,31 +57,73 @@ def main(
     quick: bool,
     output: Path,
     no_docs: bool,
+    report: Path | None,
 ) -> None:
-    """Compare meshrun with what people use today."""
+    """Compare meshrun with what people use today.
+
+    A whole run rewrites its part of docs/benchmarks.md; --only, --contenders and --quick write JSON
+    and leave the document alone.
+    """
+    found = suites.available()
+    if report is not None:
+        _document(results.decode(report.read_bytes()), found)
+        return
     signal.signal(signal.SIGTERM, _interrupt)
     _allow_many_descriptors()
-    for suite in suites.available().values():
-        if chosen is None or suite.name in chosen:
-            notes: list[str] = []
-            settings = Settings(
-                rounds=1 if quick else rounds,
-                seconds=QUICK_SECONDS if quick else seconds,
-                quick=quick,
-                contenders=contenders,
-                say=click.echo,
-                only=only,
-                note=notes.append,
-            )
-            _run(suite, settings, notes, output)
+    asked = _asked(found, chosen, only)
+    for suite in asked:
+        notes: list[str] = []
+        settings = Settings(
+            rounds=1 if quick else rounds,
+            seconds=QUICK_SECONDS if quick else seconds,
+            quick=quick,
+            contenders=contenders,
+            say=click.echo,
+            only=only,
+            note=notes.append,
+        )
+        try:
+            run = _run(suite, settings, notes, output)
+        except BenchmarkError as error:
+            raise click.ClickException(str(error)) from error
+        if not (quick or only or contenders or no_docs):
+            _document(run, found)
 
 
-def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> None:
+def _asked(
+    found: Mapping[str, Suite], chosen: frozenset[str] | None, only: frozenset[str] | None
+) -> Sequence[Suite]:
+    _refuse_unknown("suite", chosen, found)
+    _refuse_unknown("workload", only, [w for suite in found.values() for w in suite.workloads])
+    return [
+        suite
+        for suite in found.values()
+        if (chosen is None or suite.name in chosen)
+        and (only is None or not only.isdisjoint(suite.workloads))
+    ]
+
+
+def _refuse_unknown(what: str, names: frozenset[str] | None, known: Iterable[str]) -> None:
+    unknown = sorted((names or frozenset()).difference(known))
+    if unknown:
+        raise click.UsageError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+
+
+def _document(run: Run, found: Mapping[str, Suite]) -> None:
+    suite = found.get(run.suite)
+    document.write(run, suite.descriptions if suite is not None else {})
+    click.echo(f"{run.suite}: tables and charts written to {document.DOCUMENT}")
+
+
+def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> Run:
+    """Run a suite and keep what it measured."""
     begun = time.monotonic()
     at = datetime.now(UTC)
     measurements = suite.run(settings)
     if not measurements:
-        return
+        raise BenchmarkError(
+            f"nothing of {suite.name} was measured: {'; '.join(notes) or 'no such contender'}"
+        )
     run = Run(
         suite=suite.name,
         at=at.isoformat(timespec="seconds"),
@@ -90,6 +139,7 @@ def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> No
     file = output / f"{at:%Y-%m-%dT%H%M%SZ}-{suite.name}.json"
     file.write_bytes(results.encode(run))
     click.echo(f"{suite.name}: {time.monotonic() - begun:.0f} s; written to {file}")
+    return run
 
 
 def _allow_many_descriptors() -> None:

@@ -1,16 +1,18 @@
 """The suite of the data plane: every contender under every workload, in turns."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import backend, workloads
 from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.numbers import shown
 from benchmarks.programs import BenchmarkError, free_ports
 from benchmarks.results import REFERENCE, Measurement, Settings
 from benchmarks.workloads import Bulk, Connections, Figure, Idle, OpenLoop, Requests, Workload
 
-__all__ = ["SUITE", "WORKLOADS", "run", "versions"]
+__all__ = ["DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
 
 SUITE = "proxies"
 LATENCY = "latency"
@@ -29,6 +31,31 @@ CLOSED: tuple[Workload, ...] = (
 )
 WORKLOADS = (*(workload.name for workload in CLOSED), LATENCY)
 
+DESCRIPTIONS = {
+    "requests-1": "wrk, one connection that stays open: what one hop there and back adds.",
+    "requests-32": "wrk, 32 connections that stay open, each waiting for its answer.",
+    "requests-256": "wrk, 256 connections that stay open.",
+    "connections-16": (
+        "ab, 16 at a time, each connection carrying one request; latencies from the dial to the"
+        " end. To the client's sidecar every connection is new for everybody. Between the sidecars"
+        " the peers make a TLS handshake for each; meshrun may serve one connection after another"
+        " through a tunnel that stands, where it has one. That is a difference of the products and"
+        " not of the settings, so it counts; what a handshake costs meshrun this does not show."
+    ),
+    "bulk-1": "One endless download; the reader drops the bytes in the kernel.",
+    "bulk-8": "Eight endless downloads at once.",
+    "idle-1000": (
+        "1,000 connections that have carried one request and stay open: how much the sidecars'"
+        " memory (PSS) has grown, by connection."
+    ),
+    "latency": (
+        "Requests at a constant rate over 32 connections, half of what the slowest contender of"
+        " this run can do. A latency counts from the moment at which the request was to be sent,"
+        " so a proxy that stalls pays for everything that waited. `answered` is the rate that"
+        " came back: where it is lower than the others', that proxy did not keep up."
+    ),
+}
+
 
 def versions() -> dict[str, str]:
     """Return the version of everything that is installed and takes part."""
@@ -45,7 +72,7 @@ def run(settings: Settings) -> list[Measurement]:
 class _Suite:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._contenders = _present(settings)
+        self._contenders = _present_contenders(settings)
         # By workload, contender and figure, in the order measured.
         self._values: dict[tuple[str, str], dict[str, list[Figure]]] = {}
 
@@ -53,7 +80,7 @@ class _Suite:
         wanted = [w for w in WORKLOADS if self._settings.only is None or w in self._settings.only]
         needed = {*wanted, workloads.CALIBRATION.name} if LATENCY in wanted else {*wanted}
         for workload in CLOSED:
-            if workload.name in needed:
+            if workload.name in needed and self._has_tool(workload):
                 self._measure(workload)
         if LATENCY in wanted and (rate := self._latency_rate()):
             self._settings.note(
@@ -62,6 +89,13 @@ class _Suite:
             )
             self._measure(OpenLoop(LATENCY_CONNECTIONS, rate))
         return self._measurements()
+
+    def _has_tool(self, workload: Workload) -> bool:
+        if workload.tool is None or shutil.which(workload.tool) is not None:
+            return True
+        self._settings.say(f"{workload.name} is left out: {workload.tool} is not installed")
+        self._settings.note(f"{workload.name} was left out: {workload.tool} was not installed")
+        return False
 
     def _latency_rate(self) -> float | None:
         medians = [
@@ -113,7 +147,7 @@ class _Suite:
         ]
 
 
-def _present(settings: Settings) -> Sequence[Contender]:
+def _present_contenders(settings: Settings) -> Sequence[Contender]:
     if backend.version() is None:
         raise BenchmarkError(
             "cannot measure proxies without nginx, their backend: apt install nginx"
@@ -141,7 +175,5 @@ def _fresh(workload: Workload, contender: Contender, seconds: float) -> list[Fig
 
 
 def _shown(figure: Figure) -> str:
-    digits = 0 if figure.value >= 100 else 1 if figure.value >= 10 else 2
-    value = f"{figure.value:,.{digits}f}"
     name = "" if figure.unit.startswith(figure.metric) else f"{figure.metric} "
-    return f"{name}{value} {figure.unit}"
+    return f"{name}{shown(figure.value)} {figure.unit}"

@@ -1,6 +1,6 @@
 """The suites by name, each a module with `run`; one whose module is not there is left out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,11 +17,16 @@ MODULES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A suite: what measures, and what says which versions were measured."""
+    """A suite: what measures, which versions it measured, and a paragraph on each workload.
+
+    `workloads` are those that can be asked for one by one, if any can.
+    """
 
     name: str
     run: Callable[[Settings], list[Measurement]]
     versions: Callable[[], dict[str, str]]
+    descriptions: Mapping[str, str]
+    workloads: Sequence[str]
 
 
 def available() -> dict[str, Suite]:
@@ -31,5 +36,11 @@ def available() -> dict[str, Suite]:
 
 def _load(name: str, module_name: str) -> Suite:
     module = import_module(module_name)
-    # `versions` may be missing: a suite has to have `run` alone.
-    return Suite(name, module.run, getattr(module, "versions", dict))
+    # A suite has to have `run` alone.
+    return Suite(
+        name,
+        module.run,
+        getattr(module, "versions", dict),
+        getattr(module, "DESCRIPTIONS", {}),
+        getattr(module, "WORKLOADS", ()),
+    )

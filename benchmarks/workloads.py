@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -49,11 +49,16 @@ class Figure:
     value: float
 
 
-class Workload(Protocol):
-    """Loads a pair for `seconds` and returns figures, the one that counts most first."""
+class Workload(ABC):
+    """Loads a pair for `seconds` and returns figures, the one that counts most first.
+
+    `tool` is the program that it needs on the PATH, None where it brings its own.
+    """
 
     name: str
+    tool: str | None = None
 
+    @abstractmethod
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
         """Measure; raises BenchmarkError where the load fails."""
 
@@ -99,7 +104,9 @@ def _load(command: Sequence[str | Path], pair: Pair, seconds: float) -> tuple[st
         finally:
             process.kill()
     if process.returncode != 0:
-        raise BenchmarkError(f"cannot load: {Path(command[0]).name}: {errors.strip()[-500:]}")
+        # The last line of a traceback is its reason, and so is the last line of wrk and ab.
+        reason = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise BenchmarkError(f"cannot load with {Path(command[0]).name}: {reason}")
     return output, _Cost(idle_bytes, loaded_bytes, usage.cpu_s(pair.pids) - cpu_before_s)
 
 
@@ -119,8 +126,10 @@ class _WrkReport(msgspec.Struct):
     failed: int
 
 
-class Requests:
+class Requests(Workload):
     """Requests over connections that stay open, each sent when the last one was answered."""
+
+    tool = "wrk"
 
     def __init__(self, connections: int) -> None:
         self.name = f"requests-{connections}"
@@ -155,8 +164,10 @@ def _wrk_seconds(seconds: float) -> str:
     return f"{max(1, round(seconds))}s"
 
 
-class Connections:
+class Connections(Workload):
     """Connections that carry one request each, so many at a time."""
+
+    tool = "ab"
 
     def __init__(self, at_a_time: int) -> None:
         self.name = f"connections-{at_a_time}"
@@ -206,7 +217,7 @@ class _SinkReport(msgspec.Struct):
     seconds: float
 
 
-class Bulk:
+class Bulk(Workload):
     """Downloads that never end, so many at once."""
 
     def __init__(self, streams: int) -> None:
@@ -231,7 +242,7 @@ class _OpenLoopReport(msgspec.Struct):
     p999: float
 
 
-class OpenLoop:
+class OpenLoop(Workload):
     """Requests at a constant rate, latency counted from when each was to be sent."""
 
     def __init__(self, connections: int, rate: float) -> None:
@@ -261,7 +272,7 @@ def _script(name: str, *args: float) -> Sequence[str | Path]:
     return [sys.executable, "-I", "-S", HERE / name, *map(str, args)]
 
 
-class Idle:
+class Idle(Workload):
     """Connections that have carried one request and stay open."""
 
     def __init__(self, connections: int) -> None:
@@ -288,13 +299,13 @@ class Idle:
         if not per_connection:
             return []
         return [
-            Figure("both", "KiB/connection", "lower", sum(per_connection.values())),
+            Figure("both sides", "KiB/connection", "lower", sum(per_connection.values())),
             *(
                 Figure(f"{side} side", "KiB/connection", "lower", kib)
                 for side, kib in per_connection.items()
             ),
-            Figure("memory idle", "MiB", "lower", sum(before.values()) / MIB),
-            Figure("memory loaded", "MiB", "lower", sum(after.values()) / MIB),
+            Figure("pair before", "MiB", "lower", sum(before.values()) / MIB),
+            Figure("pair with them", "MiB", "lower", sum(after.values()) / MIB),
         ]
 
 

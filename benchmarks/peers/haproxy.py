@@ -13,10 +13,9 @@ URI_TAG = 0x86
 
 
 class HAProxy(Peer):
-    """HAProxy; its server side finds the client's SPIFFE ID in the certificate's DER."""
+    """HAProxy; its server side checks the client's SPIFFE ID, its client side the chain alone."""
 
     name = "haproxy"
-    checks = "the server side the client's SPIFFE ID (a rule on the DER); the client side the chain"
 
     def version(self) -> str | None:
         """Return its version, None where it is not installed."""

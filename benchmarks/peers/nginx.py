@@ -13,10 +13,12 @@ MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 class Nginx(Peer):
-    """nginx; it knows no URI names, and verifies a server by DNS name only."""
+    """nginx; it knows no URI names.
+
+    Its server side checks the chain, its client side the server's DNS name too.
+    """
 
     name = "nginx"
-    checks = "the server side the chain; the client side the server's DNS name"
 
     def version(self) -> str | None:
         """Return its version, None where nginx or its stream module is not installed."""
@@ -33,7 +35,8 @@ class Nginx(Peer):
     ssl_verify_client on;
     ssl_protocols TLSv1.3;
     ssl_session_cache off;
-    ssl_session_tickets off;"""
+    ssl_session_tickets off;
+    ssl_conf_command NumTickets 0;"""
         return _configuration(side, " ssl", tls, "server")
 
     def client_side(self, side: Side) -> str:

@@ -34,12 +34,11 @@ class Side:
 class Peer(ABC):
     """A proxy that can be the client side (plain to TLS) or the server side (TLS to plain).
 
-    TLS 1.3 only, both ends verify the chain of the other, no tickets and no resumption, one worker.
-    `checks` says whom each side lets through, beyond a certificate of the mesh's root.
+    TLS 1.3 only, both ends verify the chain of the other, no resumption, one worker. What each
+    checks beyond the chain is in its own docstring.
     """
 
     name: str
-    checks: str
     suffix = "conf"
 
     @abstractmethod

@@ -10,10 +10,9 @@ __all__ = ["Stunnel"]
 
 
 class Stunnel(Peer):
-    """stunnel; it checks host names and addresses, and has no check of a URI."""
+    """stunnel; it has no check of a URI, so both sides check the chain alone."""
 
     name = "stunnel"
-    checks = "both sides the chain"
 
     def version(self) -> str | None:
         """Return its version, None where it is not installed."""
