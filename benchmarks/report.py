@@ -57,7 +57,7 @@ def chart_name(suite: str, workload: str) -> str:
 
 
 def headline(measurements: Iterable[Measurement]) -> Sequence[str]:
-    """Return the metrics of a workload that are shown first: what it is about, and what it costs."""
+    """Return the metrics of a workload that count most: its first, and those of HEADLINES."""
     metrics = unique(measurement.metric for measurement in measurements)
     return (*metrics[:1], *(metric for metric in metrics[1:] if metric in HEADLINES))
 
