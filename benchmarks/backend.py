@@ -54,7 +54,7 @@ def start(port: int, folder: Path) -> Iterator[Program]:
     config = folder / "backend.conf"
     # Unless told otherwise a worker of root's nginx is nobody, who cannot read the folder.
     config.write_text(configuration(port, folder, pwd.getpwuid(os.geteuid()).pw_name))
-    command: list[str | Path] = ["nginx", "-p", folder, "-c", config]
+    command: list[str | Path] = ["nginx", "-e", "stderr", "-p", folder, "-c", config]
     with programs.run(command, name="backend", port=port, folder=folder) as program:
         yield program
 

@@ -11,7 +11,7 @@ from benchmarks.results import PRODUCT, REFERENCE, Measurement, Run, compare, un
 __all__ = ["MissingMarksError", "chart_name", "headline", "insert", "render"]
 
 MIB = 1 << 20
-EMPTY = "–"
+EMPTY = "-"
 # What stands in summary and charts beside the first metric of a workload.
 HEADLINES = frozenset({"p99", "CPU", "pair before"})
 
@@ -141,7 +141,7 @@ def _cell(measurement: Measurement | None) -> str:
     median = shown(measurement.median)
     if len(measurement.rounds) == 1:
         return median
-    return f"{median} ({shown(measurement.lowest)}–{shown(measurement.highest)})"
+    return f"{median} ({shown(measurement.lowest)} - {shown(measurement.highest)})"
 
 
 def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

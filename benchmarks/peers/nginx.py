@@ -61,7 +61,7 @@ class Nginx(Peer):
 
     def command(self, configuration: Path) -> Sequence[str | Path]:
         """Return the command that runs it in the foreground."""
-        return ["nginx", "-p", configuration.parent, "-c", configuration]
+        return ["nginx", "-e", "stderr", "-p", configuration.parent, "-c", configuration]
 
 
 def _configuration(side: Side, listen: str, tls: str, role: str) -> str:
