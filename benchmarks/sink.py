@@ -14,7 +14,7 @@ PATH = "/bulk"
 CHUNK_BYTES = 4 << 20
 LOW_WATER_BYTES = 512 << 10
 # Asked for all at once: the answers follow each other without a pause, and nobody reads them.
-REQUESTS = 64
+REQUESTS = 1000
 ANSWER = b"HTTP/1.1 200 "
 WARM_UP_S = 0.3
 TIMEOUT_S = 10.0
