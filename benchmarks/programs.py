@@ -62,10 +62,13 @@ def run(command: Sequence[str | Path], *, name: str, port: int, folder: Path) ->
     Its output goes to `folder`/`name`.log. Raises BenchmarkError if it ends or does not listen in
     time, with what it said.
     """
+    path = _find(command[0])
+    if path is None:
+        raise BenchmarkError(f"cannot start {name}: {command[0]} is not installed")
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [path, *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -134,8 +137,13 @@ def free_ports(number: int) -> list[int]:
 
 def ask_version(program: str | Path, *args: str) -> str | None:
     """Return what a program says of its version, None where it is not installed."""
-    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    path = _find(program)
     if path is None:
         return None
     done = subprocess.run([path, *args], capture_output=True, text=True, timeout=10, check=False)
     return done.stdout + done.stderr
+
+
+def _find(program: str | Path) -> str | None:
+    # Debian has daemons where the PATH of people does not look.
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
