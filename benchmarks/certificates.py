@@ -57,21 +57,22 @@ def write(
 
 
 class Authority:
-    """A root of the benchmark, and the leaves that it signs into a folder."""
+    """A root, and the leaves of its trust domain that it signs into a folder."""
 
-    def __init__(self, root: Root, folder: Path) -> None:
+    def __init__(self, root: Root, trust_domain: str, folder: Path) -> None:
         self._root = root
+        self._trust_domain = trust_domain
         self._folder = folder
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """Make a fresh root whose leaves are written into `folder`."""
-        return cls(create_root(TRUST_DOMAIN, datetime.now(UTC)), folder)
+        """Make a fresh root for a benchmark, whose leaves are written into `folder`."""
+        return cls(create_root(TRUST_DOMAIN, datetime.now(UTC)), TRUST_DOMAIN, folder)
 
     def issue(self, service: str, *, server_name: str | None = None) -> Credentials:
         """Sign a leaf for a service as a sidecar gets it; `server_name` adds a DNS name to it."""
         key = new_key()
-        identity = SpiffeId.for_service(TRUST_DOMAIN, service)
+        identity = SpiffeId.for_service(self._trust_domain, service)
         issued = sign(self._root, request(key, identity), identity, datetime.now(UTC), LIFETIME_S)
         certificate = x509.load_der_x509_certificate(issued.chain_der[0])
         if server_name is not None:
