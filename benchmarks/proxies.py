@@ -59,7 +59,7 @@ DESCRIPTIONS = {
 
 def versions() -> dict[str, str]:
     """Return the version of everything that is installed and takes part."""
-    found = {contender.name: contender.version() for contender in CONTENDERS}
+    found = {c.name: c.version() for c in CONTENDERS if c.name != REFERENCE}
     found["backend (nginx)"] = backend.version()
     return {name: version for name, version in found.items() if version is not None}
 
