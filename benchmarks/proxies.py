@@ -1,6 +1,7 @@
 """The suite of the data plane: every contender under every workload, in turns."""
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,20 +83,33 @@ class _Suite:
         for workload in CLOSED:
             if workload.name in needed and self._has_tool(workload):
                 self._measure(workload)
-        if LATENCY in wanted and (rate := self._latency_rate()):
-            self._settings.note(
-                f"latency is measured at {rate:.0f} requests/s, {LATENCY_SHARE:.0%} of what the"
-                f" slowest contender did in {workloads.CALIBRATION.name}"
-            )
-            self._measure(OpenLoop(LATENCY_CONNECTIONS, rate))
+        if LATENCY in wanted:
+            self._measure_latency()
         return self._measurements()
+
+    def _measure_latency(self) -> None:
+        rate = self._latency_rate()
+        if rate is None:
+            self._leave_out(
+                LATENCY, f"{workloads.CALIBRATION.name}, which sets its rate, gave no result"
+            )
+            return
+        self._settings.note(
+            f"latency is measured at {rate:.0f} requests/s, {LATENCY_SHARE:.0%} of what the"
+            f" slowest contender did in {workloads.CALIBRATION.name}"
+        )
+        self._measure(OpenLoop(LATENCY_CONNECTIONS, rate))
 
     def _has_tool(self, workload: Workload) -> bool:
         if workload.tool is None or shutil.which(workload.tool) is not None:
             return True
-        self._settings.say(f"{workload.name} is left out: {workload.tool} is not installed")
-        self._settings.note(f"{workload.name} was left out: {workload.tool} was not installed")
+        self._leave_out(workload.name, f"{workload.tool} is not installed")
         return False
+
+    def _leave_out(self, workload: str, why: str) -> None:
+        said = f"{workload} is left out: {why}"
+        self._settings.say(said)
+        self._settings.note(said)
 
     def _latency_rate(self) -> float | None:
         medians = [
@@ -110,7 +124,7 @@ class _Suite:
     def _measure(self, workload: Workload) -> None:
         for number in range(self._settings.rounds):
             shift = number % max(1, len(self._contenders))
-            # Rotated, so that nobody is always the first or always after the same one.
+            # Rotated, so that nobody is always the first or the last.
             for contender in (*self._contenders[shift:], *self._contenders[:shift]):
                 self._measure_once(workload, contender, number)
 
@@ -119,7 +133,9 @@ class _Suite:
         place = f"{workload.name:<15}{number + 1}/{settings.rounds}  {contender.name:<9}"
         try:
             figures = _fresh(workload, contender, settings.seconds)
-        except BenchmarkError as error:
+        # A sidecar that dies under way is an OSError to whoever asks for its memory: one failure
+        # must not lose what the others did.
+        except (BenchmarkError, OSError, subprocess.SubprocessError) as error:
             settings.say(f"{place}failed: {error}")
             settings.note(
                 f"{contender.name} failed in {workload.name}, round {number + 1}: {error}"
