@@ -54,6 +54,9 @@ class Frame(IntEnum):
     RESET = 6  # the stream is broken off; nothing more comes in this direction
 
 
+_DATA = int(Frame.DATA) << 24
+
+
 class Refusal(IntEnum):
     """Why a stream was refused."""
 
@@ -111,7 +114,7 @@ def encode_refusal(refusal: Refusal, text: str) -> bytes:
 
 def pack_data_header(buffer: memoryview, offset: int, length: int) -> None:
     """Write the header of a DATA frame with `length` bytes (at most MOST_DATA_BYTES)."""
-    _pack_into(buffer, offset, Frame.DATA << 24 | length)
+    _pack_into(buffer, offset, _DATA | length)
 
 
 def read_refusal(payload: bytes | memoryview) -> tuple[Refusal, str]:
@@ -153,6 +156,13 @@ class Decoder:
     def whole(self) -> bool:
         """Whether nothing is half received."""
         return not self._data_left and not self._kept
+
+    def sole_payload(self, data: memoryview) -> memoryview | None:
+        """Return the payload if `data` is one whole DATA frame, as most are; else `feed` it."""
+        if self._data_left or self._kept or len(data) <= HEADER_BYTES:
+            return None
+        (header,) = _unpack_from(data)
+        return data[HEADER_BYTES:] if header == _DATA | len(data) - HEADER_BYTES else None
 
     def feed(self, data: memoryview) -> Iterator[tuple[Frame, memoryview]]:
         """Yield the frames in `data`, their payloads as views of it; raise FramingError."""

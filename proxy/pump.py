@@ -56,11 +56,14 @@ class Pump:
         "_owner",
         "_poller",
         "_receiving",
+        "_read_sealed",
         "_recv_into",
         "_send",
         "_sock",
         "_tls",
         "_tls_read_into",
+        "_tls_write",
+        "_write_sealed",
         "_unsent",
     )
 
@@ -73,8 +76,11 @@ class Pump:
         self._tls = peer.tls
         # With a buffer it returns the length, whatever its annotation says.
         self._tls_read_into = cast(Callable[[int, memoryview], int], peer.tls.read)
+        self._tls_write = peer.tls.write
         self._incoming = peer.incoming
+        self._write_sealed = peer.incoming.write
         self._outgoing = peer.outgoing
+        self._read_sealed = peer.outgoing.read
         self._unsent = bytearray()
         self._listening = True
         self._receiving = False
@@ -149,7 +155,7 @@ class Pump:
         if not count:
             raise ConnectionResetError("the peer closed without close_notify")
         if count <= SEALED_RECORD_BYTES:
-            self._incoming.write(_sealed[:count])
+            self._write_sealed(_sealed[:count])
             length, ended = self._open(0)
         else:
             length, ended = self._open_records(count)
@@ -169,7 +175,7 @@ class Pump:
         # A record at a time: a MemoryBIO never shrinks, and keeps for ever what it once held.
         length, ended = 0, False
         for start in range(0, count, SEALED_RECORD_BYTES):
-            self._incoming.write(_sealed[start : min(start + SEALED_RECORD_BYTES, count)])
+            self._write_sealed(_sealed[start : min(start + SEALED_RECORD_BYTES, count)])
             length, ended = self._open(length)
             if ended:
                 break
@@ -203,12 +209,12 @@ class Pump:
 
     def _seal(self, data: memoryview | bytes) -> bytes:
         if len(data) <= RECORD_BYTES:
-            self._tls.write(data)
-            return self._outgoing.read()
+            self._tls_write(data)
+            return self._read_sealed()
         records = []
         for start in range(0, len(data), RECORD_BYTES):
-            self._tls.write(data[start : start + RECORD_BYTES])
-            records.append(self._outgoing.read())
+            self._tls_write(data[start : start + RECORD_BYTES])
+            records.append(self._read_sealed())
         return b"".join(records)
 
     def _put(self, sealed: bytes) -> bool:

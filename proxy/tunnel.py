@@ -36,7 +36,8 @@ ACCEPTED = encode(Frame.ACCEPTED)
 FINISH = encode(Frame.FINISH)
 RESET = encode(Frame.RESET)
 
-AT_REST = frozenset({Hearing.UNOPENED, Hearing.UNCALLED})
+AT_REST = (Hearing.UNOPENED, Hearing.UNCALLED)
+FLOWING = (Hearing.CALLED, Hearing.OPENED)
 
 # A side that heard RESET answers at once; one that does not keeps the tunnel from its next stream.
 RESET_TIMEOUT_S = 10.0
@@ -137,6 +138,11 @@ class _Tunnel:
 
     def received(self, data: memoryview, *, ended: bool) -> None:
         """Obey the frames in `data`."""
+        if self._splice is not None and self._hearing in FLOWING and not ended:
+            payload = self._decoder.sole_payload(data)
+            if payload is not None:
+                self._splice.deliver(payload)
+                return
         try:
             for frame, payload in self._decoder.feed(data):
                 self._hearing = after(self._hearing, frame)
