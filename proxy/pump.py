@@ -17,14 +17,15 @@ from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 
 __all__ = ["BUFFER_BYTES", "Owner", "Pump"]
 
-BUFFER_BYTES = 64 * 1024
+# Bulk costs the less the more is moved at once: system calls, wake-ups, turns of the loop.
+BUFFER_BYTES = 256 * 1024
 
 # TLS 1.3's largest record: what it carries, and with the header, content type and tag.
 RECORD_BYTES = 16 * 1024
 SEALED_RECORD_BYTES = RECORD_BYTES + 22
 
 # What may wait for the peer: one read of the app, and some 64 KiB of answers to the peer itself.
-MOST_WAITING_BYTES = 2 * BUFFER_BYTES
+MOST_WAITING_BYTES = BUFFER_BYTES + 64 * 1024
 
 # Shared by all pumps: the loop runs one callback at a time, and each leaves nothing behind. Opened
 # records are as long as what was read and the rest of one record from before.
@@ -55,16 +56,16 @@ class Pump:
         "_outgoing",
         "_owner",
         "_poller",
-        "_receiving",
         "_read_sealed",
+        "_receiving",
         "_recv_into",
         "_send",
         "_sock",
         "_tls",
         "_tls_read_into",
         "_tls_write",
-        "_write_sealed",
         "_unsent",
+        "_write_sealed",
     )
 
     def __init__(self, poller: Poller, peer: Secured) -> None:
@@ -103,17 +104,28 @@ class Pump:
 
     def write(self, data: memoryview | bytes) -> bool:
         """Seal and send; return whether all is taken, else `drained` follows. Raises OSError."""
-        return self._put(self._seal(data))
+        if len(data) <= RECORD_BYTES:
+            self._tls_write(data)
+            return self._put(self._read_sealed())
+        # A record at a time: a MemoryBIO never shrinks, and keeps for ever what it once held.
+        records = []
+        for start in range(0, len(data), RECORD_BYTES):
+            self._tls_write(data[start : start + RECORD_BYTES])
+            records.append(self._read_sealed())
+        return self._put_all(records)
 
     def write_end(self, data: memoryview | bytes = b"") -> bool:
         """Write `data` and close_notify, after which nothing may be written."""
-        sealed = self._seal(data) if data else b""
+        if len(data) > RECORD_BYTES:
+            self.write(data)
+        elif data:
+            self._tls_write(data)
         try:
             self._tls.unwrap()
         except ssl.SSLWantReadError:
             pass  # close_notify is written; the peer's own comes when it comes
         self._ended = True
-        return self._put(sealed + self._outgoing.read())
+        return self._put(self._read_sealed())
 
     def listen(self, wanted: bool) -> None:
         """Receive, or leave to the kernel what comes."""
@@ -172,8 +184,7 @@ class Pump:
             self._receiving = False
 
     def _open_records(self, count: int) -> tuple[int, bool]:
-        # A record at a time: a MemoryBIO never shrinks, and keeps for ever what it once held.
-        length, ended = 0, False
+        length, ended = 0, False  # a record at a time, as in `write`
         for start in range(0, count, SEALED_RECORD_BYTES):
             self._write_sealed(_sealed[start : min(start + SEALED_RECORD_BYTES, count)])
             length, ended = self._open(length)
@@ -207,35 +218,44 @@ class Pump:
         if len(self._unsent) > MOST_WAITING_BYTES:
             raise ConnectionResetError("the peer does not read the answers it asks for")
 
-    def _seal(self, data: memoryview | bytes) -> bytes:
-        if len(data) <= RECORD_BYTES:
-            self._tls_write(data)
-            return self._read_sealed()
-        records = []
-        for start in range(0, len(data), RECORD_BYTES):
-            self._tls_write(data[start : start + RECORD_BYTES])
-            records.append(self._read_sealed())
-        return b"".join(records)
-
     def _put(self, sealed: bytes) -> bool:
         if self._unsent:
             self._unsent += sealed
             return False
-        sent = self._try_to_send(sealed)
+        try:
+            sent = self._send(sealed)
+        except OSError as error:
+            sent = self._not_sent(error)
         if sent == len(sealed):
             return True
         self._unsent += memoryview(sealed)[sent:]
         self._watch()
         return False
 
-    def _try_to_send(self, sealed: bytes | bytearray) -> int:
+    def _put_all(self, records: list[bytes]) -> bool:
+        # As `_put`, without a copy to join what is sent at once.
+        if self._unsent:
+            self._unsent += b"".join(records)
+            return False
         try:
-            return self._send(sealed)
-        except (BlockingIOError, InterruptedError):
+            sent = self._sock.sendmsg(records)
+        except OSError as error:
+            sent = self._not_sent(error)
+        for record in records:
+            if sent < len(record):
+                self._unsent += memoryview(record)[sent:]
+            sent = max(0, sent - len(record))
+        if not self._unsent:
+            return True
+        self._watch()
+        return False
+
+    def _not_sent(self, error: OSError) -> int:
+        if isinstance(error, BlockingIOError | InterruptedError):
             return 0
-        except ConnectionError:
+        if isinstance(error, ConnectionError):
             self._hear_out()
-            raise
+        raise error
 
     def _hear_out(self) -> None:
         # What the peer said before it broke the connection may lie here unread.
@@ -246,7 +266,11 @@ class Pump:
             pass  # with the error of the write the connection breaks anyway
 
     def _drain(self) -> None:
-        del self._unsent[: self._try_to_send(self._unsent)]
+        try:
+            sent = self._send(self._unsent)
+        except OSError as error:
+            sent = self._not_sent(error)
+        del self._unsent[:sent]
         if not self._unsent:
             self._watch()
             self._owner.drained()

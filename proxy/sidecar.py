@@ -18,7 +18,6 @@ from random import Random
 # cryptography itself imports this only when a first leaf is requested; by then a sidecar may have
 # given up the rights to read it, and would no longer share it with the others either.
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
-import uvloop
 
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
@@ -58,6 +57,7 @@ class Sidecar:
 
     def __init__(
         self,
+        poller: Poller,
         instance: str,
         channel_socket: socket.socket,
         inbound_listener: socket.socket | None,
@@ -65,7 +65,7 @@ class Sidecar:
     ) -> None:
         self._instance = instance
         self._rng = Random()  # noqa: S311  # spreads load and renewals, guards nothing
-        self._poller = Poller(asyncio.get_running_loop())
+        self._poller = poller
         self._channel = Channel(
             channel_socket, channel.to_sidecar(), self._received, self._channel_closed
         )
@@ -193,15 +193,21 @@ def run(
     _raise_descriptor_limit()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, *OLDER_AFTER)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(instance, channel_fd, inbound_fd, upstream_fds))
+    poller = Poller()
+    with asyncio.Runner(loop_factory=poller.new_loop) as runner:
+        runner.run(_serve(poller, instance, channel_fd, inbound_fd, upstream_fds))
 
 
 async def _serve(
-    instance: str, channel_fd: int, inbound_fd: int | None, upstream_fds: Mapping[str, int]
+    poller: Poller,
+    instance: str,
+    channel_fd: int,
+    inbound_fd: int | None,
+    upstream_fds: Mapping[str, int],
 ) -> None:
     loop = asyncio.get_running_loop()
     sidecar = Sidecar(
+        poller,
         instance,
         socket.socket(fileno=channel_fd),
         None if inbound_fd is None else sockets.adopt_listener(inbound_fd),

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from meshrun.proxy import sockets
 from meshrun.proxy.flow import READS, WATCHES, Event, Flow, after
+from meshrun.proxy.framing import MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
@@ -22,6 +23,10 @@ DATA_AT = 8
 TAIL_BYTES = 4
 outward = memoryview(bytearray(BUFFER_BYTES))
 _room = outward[DATA_AT:-TAIL_BYTES]
+
+# The first read is one that a tunnel may have under way before it is accepted, headers and all. One
+# that is full is a sign of bulk, and makes the next as large as there is room.
+FIRST_READ_BYTES = MOST_EARLY_BYTES - DATA_AT
 
 # Of the app's side: bytes, or the end of them.
 INCOMING = READABLE | select.EPOLLRDHUP
@@ -67,6 +72,7 @@ class Splice:
         "_on_end",
         "_outward",
         "_poller",
+        "_read_bytes",
         "_recv_into",
         "_send",
         "_to_app",
@@ -80,6 +86,7 @@ class Splice:
         self._app = app
         self._carrier: Carrier = _NOTHING
         self._recv_into = app.recv_into
+        self._read_bytes = FIRST_READ_BYTES
         self._send = app.send
         self._outward = Flow.FLOWING  # app to peer
         self._inward = Flow.FLOWING  # peer to app
@@ -168,14 +175,19 @@ class Splice:
             self.reset(str(error))
 
     def _read_app(self, events: int) -> None:
+        most = self._read_bytes
         try:
-            count = self._recv_into(_room)
+            count = self._recv_into(_room, most)
         except (BlockingIOError, InterruptedError):
             return
+        if count == most:
+            self._read_bytes = len(_room)
         # An end that has arrived stands behind all the bytes: a read that leaves room has come to
         # it. A reset shows as an end too, but with an error.
-        ended = events & ENDINGS == select.EPOLLRDHUP and count < len(_room)
-        self._pass_on(count, last=ended or not count)
+        elif events & ENDINGS == select.EPOLLRDHUP or not count:
+            self._pass_on(count, last=True)
+            return
+        self._pass_on(count, last=False)
 
     def _pass_on(self, count: int, *, last: bool) -> None:
         carrier = self._carrier
@@ -209,7 +221,7 @@ class Splice:
         # comes now is none, and must not look like one.
         try:
             while self._outward is Flow.FLOWING:
-                count = self._recv_into(_room)
+                count = self._recv_into(_room, self._read_bytes)
                 if not count:
                     return
                 self._pass_on(count, last=False)

@@ -2,40 +2,34 @@
 
 import asyncio
 import socket
-from collections.abc import Coroutine
-from typing import TypeVar
 
 import pytest
 
 from meshrun.proxy import dial
 from meshrun.proxy.poller import Poller
 
-T = TypeVar("T")
 
-
-def on_loop(work: Coroutine[object, object, T]) -> T:
-    async def bounded() -> T:
+def dial_on_loop(host: str, port: int) -> tuple[str, int]:
+    async def bounded(poller: Poller) -> tuple[str, int]:
         async with asyncio.timeout(10):
-            return await work
+            return await dialled(poller, host, port)
 
-    return asyncio.run(bounded())
+    poller = Poller()
+    with asyncio.Runner(loop_factory=poller.new_loop) as runner:
+        return runner.run(bounded(poller))
 
 
-async def dialled(host: str, port: int) -> tuple[str, int]:
-    poller = Poller(asyncio.get_running_loop())
-    try:
-        with await dial.connect(poller, host, port) as connection:
-            peer = connection.getpeername()
-            return str(peer[0]), int(peer[1])
-    finally:
-        poller.close()
+async def dialled(poller: Poller, host: str, port: int) -> tuple[str, int]:
+    with await dial.connect(poller, host, port) as connection:
+        peer = connection.getpeername()
+        return str(peer[0]), int(peer[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_an_address_and_a_name_lead_to_the_same_listener(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert on_loop(dialled(host, port)) == ("127.0.0.1", port)
+        assert dial_on_loop(host, port) == ("127.0.0.1", port)
 
 
 def test_an_ipv6_address_is_dialled() -> None:
@@ -47,7 +41,7 @@ def test_an_ipv6_address_is_dialled() -> None:
         pytest.skip("this machine has no IPv6 loopback")
     with server:
         port = server.getsockname()[1]
-        assert on_loop(dialled("::1", port)) == ("::1", port)
+        assert dial_on_loop("::1", port) == ("::1", port)
 
 
 def test_a_port_that_nobody_listens_on_is_an_error_that_names_it() -> None:
@@ -55,9 +49,9 @@ def test_a_port_that_nobody_listens_on_is_an_error_that_names_it() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}"):
-            on_loop(dialled("127.0.0.1", port))
+            dial_on_loop("127.0.0.1", port)
 
 
 def test_a_name_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(socket.gaierror):
-        on_loop(dialled("no-such-host.invalid", 80))
+        dial_on_loop("no-such-host.invalid", 80)

@@ -338,9 +338,8 @@ class Ready(Identity):
         return self._ready
 
 
-async def cut_handshakes(credentials: Credentials, count: int) -> int:
+async def cut_handshakes(poller: Poller, credentials: Credentials, count: int) -> int:
     """Begin and cut `count` handshakes; return how many objects only the collector could free."""
-    poller = Poller(asyncio.get_running_loop())
     inbound = Inbound(poller, Ready(credentials), lambda _: None)
     with listen() as listener:
         gc.collect()
@@ -352,9 +351,7 @@ async def cut_handshakes(credentials: Credentials, count: int) -> int:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
     await asyncio.sleep(0)
-    found = gc.collect()
-    poller.close()
-    return found
+    return gc.collect()
 
 
 def test_handshakes_that_were_cut_leave_no_garbage(mesh: Mesh) -> None:
@@ -363,6 +360,8 @@ def test_handshakes_that_were_cut_leave_no_garbage(mesh: Mesh) -> None:
     credentials = Credentials(leaf, mesh.server_context(leaf), context, context)
     gc.disable()
     try:
-        assert asyncio.run(cut_handshakes(credentials, 200)) < 200
+        poller = Poller()
+        with asyncio.Runner(loop_factory=poller.new_loop) as runner:
+            assert runner.run(cut_handshakes(poller, credentials, 200)) < 200
     finally:
         gc.enable()
