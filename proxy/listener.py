@@ -6,8 +6,6 @@ import socket
 from collections.abc import Callable
 from enum import Enum, auto
 
-from meshrun.proxy import sockets
-
 __all__ = ["STARVED", "Listener"]
 
 # Nothing that the other side did: this process or machine is out of something.
@@ -71,7 +69,7 @@ class Listener:
                 return
             try:
                 sock, _ = self._sock.accept()
-                sockets.set_up(sock)
+                sock.setblocking(False)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:

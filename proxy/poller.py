@@ -67,6 +67,10 @@ class Poller(selectors.BaseSelector):
         del self._callbacks[descriptor]
         self._epoll.unregister(descriptor)
 
+    def forget(self, descriptor: int) -> None:
+        """Forget `descriptor`, which is closed next: that removes it from the set."""
+        del self._callbacks[descriptor]
+
     async def wait(self, descriptor: int, events: int) -> int:
         """Return the events once one of `events`, or `BROKEN`, has come."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()

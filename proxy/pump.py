@@ -304,7 +304,7 @@ class Pump:
 
     def _release(self) -> None:
         if self._sock.fileno() >= 0 and self._owner is not _NOBODY:
-            self._poller.remove(self._sock.fileno())
+            self._poller.forget(self._sock.fileno())
         # Its owner knows this pump: kept, the two would be a cycle, and its TLS state would stay in
         # memory until the collector comes.
         self._owner = _NOBODY

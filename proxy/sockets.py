@@ -12,8 +12,8 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 def adopt_listener(descriptor: int) -> socket.socket:
     """Take over a listening socket that the supervisor bound."""
     listener = socket.socket(fileno=descriptor)
-    listener.setblocking(False)
-    return listener
+    # What it accepts inherits TCP_NODELAY, but not O_NONBLOCK (accept(2)).
+    return set_up(listener)
 
 
 def set_up(sock: socket.socket) -> socket.socket:

@@ -24,9 +24,9 @@ TAIL_BYTES = 4
 outward = memoryview(bytearray(BUFFER_BYTES))
 _room = outward[DATA_AT:-TAIL_BYTES]
 
-# The first read is one that a tunnel may have under way before it is accepted, headers and all. One
-# that is full is a sign of bulk, and makes the next as large as there is room.
-FIRST_READ_BYTES = MOST_EARLY_BYTES - DATA_AT
+# Two first reads are what a tunnel may have under way before it is accepted. One that is full is a
+# sign of bulk, and makes the next as large as there is room.
+FIRST_READ_BYTES = MOST_EARLY_BYTES // 2
 
 # Of the app's side: bytes, or the end of them.
 INCOMING = READABLE | select.EPOLLRDHUP
@@ -68,6 +68,7 @@ class Splice:
     __slots__ = (
         "_app",
         "_carrier",
+        "_interest",
         "_inward",
         "_on_end",
         "_outward",
@@ -85,6 +86,7 @@ class Splice:
         self._on_end = on_end
         self._app = app
         self._carrier: Carrier = _NOTHING
+        self._interest = INCOMING
         self._recv_into = app.recv_into
         self._read_bytes = FIRST_READ_BYTES
         self._send = app.send
@@ -98,7 +100,7 @@ class Splice:
         self._poller.add(self._app.fileno(), INCOMING, self._app_event)
 
     def resend(self, data: bytes, *, last: bool) -> None:
-        """Send what the app sent over another carrier already, one read at most; after `start`."""
+        """Send what the app sent over another carrier already; after `start`."""
         if self._carrier is _NOTHING:
             return  # broken since
         outward[DATA_AT : DATA_AT + len(data)] = data
@@ -251,7 +253,9 @@ class Splice:
         if self._inward in WATCHES:
             events |= WRITABLE
         # With both directions ended a hang-up stands for ever: it is wanted once, not in a spin.
-        self._poller.change(self._app.fileno(), events or ONCE)
+        if events != self._interest or not events:
+            self._interest = events
+            self._poller.change(self._app.fileno(), events or ONCE)
 
     def _check(self) -> None:
         # A hang-up without an error is only that both directions of this socket have ended; and the
@@ -270,7 +274,7 @@ class Splice:
 
     def _release(self) -> Carrier:
         if self._carrier is not _NOTHING:
-            self._poller.remove(self._app.fileno())
+            self._poller.forget(self._app.fileno())
         carrier, self._carrier = self._carrier, _NOTHING
         self._to_app.clear()
         return carrier

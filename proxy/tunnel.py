@@ -322,20 +322,22 @@ class OutboundTunnel(_Tunnel):
         self._obey_or_break(self._say_open)
 
     def send(self, count: int, *, last: bool) -> bool:
-        """Send what the app sent; until the stream is accepted only once, and keep a copy."""
+        """Send what the app sent; until the stream is accepted not much, and keep a copy."""
         frames = self._framed(DATA_AT, count, last=last)
         if self._hearing is not Hearing.AWAITING:
             return self._pump.write(frames)
-        self._leftover = Leftover(bytes(outward[DATA_AT : DATA_AT + count]), last)
+        kept = self._leftover.data + outward[DATA_AT : DATA_AT + count]
+        self._leftover = Leftover(kept, last)
         if self._opening:
             self._opening = False
             start = DATA_AT - HEADER_BYTES * (2 if count else 1)
             outward[start : start + HEADER_BYTES] = OPEN
             frames = outward[start : start + HEADER_BYTES + len(frames)]
-        return self._pump.write(frames) and last
+        # Room for another first read of the splice, which is half of what may be under way.
+        return self._pump.write(frames) and (last or len(kept) < MOST_EARLY_BYTES // 2)
 
     def drained(self) -> None:
-        """Let the app send again."""
+        """Let the app send again, once it may."""
         if self._hearing is not Hearing.AWAITING:
             super().drained()
 
