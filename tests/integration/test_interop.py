@@ -32,8 +32,7 @@ BULK_BYTES = 8 * MIB
 GREETING = b"220 ready\r\n"
 
 # Long enough for the handshake that it forbids, short enough for the many who are forbidden.
-IMPOSTOR_TIMEOUT_S = 0.6
-
+IMPOSTOR_TIMEOUT_S = 0.8
 
 THEY_CALL, WE_CALL = "they call us", "we call them"
 DIRECTIONS = [(who, peer) for peer in PEERS for who in (THEY_CALL, WE_CALL)]
