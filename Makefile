@@ -3,7 +3,7 @@
 # make test-long the long tests whole, under 20
 # make lint      format, lint, types, import directions
 # make bench     the comparisons of docs/benchmarks.md, twenty minutes or more; also ARGS=--quick
-# make peers     what they compare with: apt-get as root, PyPI into .venv
+# make peers     what they compare with, and some tests talk to: apt-get as root, PyPI into .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What Debian has of the peers, and of what loads them.
-PEERS := haproxy nginx libnginx-mod-stream stunnel4 wrk apache2-utils
+PEERS := haproxy nginx libnginx-mod-stream openssl stunnel4 wrk apache2-utils
 
 .PHONY: install up test test-long lint format bench peers clean
 

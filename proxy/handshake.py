@@ -13,8 +13,9 @@ __all__ = ["Secured", "accept", "connect", "send_all"]
 # A flight of the peer with a chain of a few certificates; more comes with the next read.
 FLIGHT_BYTES = 16 * 1024
 
-# OpenSSL's names for the alert no_application_protocol: since 3.2, and before.
-NO_PROTOCOL = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_UNKNOWN_PROTOCOL"})
+# OpenSSL's words for the alert no_application_protocol. Words, since Python has no name of its own
+# for it (`reason` is None) where its table of errors is older than the OpenSSL it runs with.
+NO_PROTOCOL = "alert no application protocol"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +68,9 @@ async def _shake(
         await send_all(poller, sock, outgoing.read())
     except ssl.SSLError as error:
         _send_alert(secured)
-        kind = NoProtocolError if error.reason in NO_PROTOCOL else PeerError
-        raise kind(f"the TLS handshake failed: {_why(error)}") from error
+        why = _why(error)
+        kind = NoProtocolError if NO_PROTOCOL in why else PeerError
+        raise kind(f"the TLS handshake failed: {why}") from error
     except OSError as error:
         raise PeerError(f"the connection broke in the TLS handshake: {error}") from error
     return secured

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import programs
-from benchmarks.certificates import Credentials
 from benchmarks.peers.peer import Peer, Side
 
 __all__ = ["Envoy"]
@@ -34,7 +33,7 @@ class Envoy(Peer):
         """Return the configuration of the server side."""
         tls: Json = {
             "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "common_tls_context": _tls(side.credentials, {}),
+            "common_tls_context": _tls(side, {}),
             "require_client_certificate": True,
             "disable_stateless_session_resumption": True,
             "disable_stateful_session_resumption": True,
@@ -48,7 +47,7 @@ class Envoy(Peer):
         name = {"san_type": "URI", "matcher": {"exact": side.peer_identity}}
         tls: Json = {
             "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            "common_tls_context": _tls(side.credentials, {"match_typed_subject_alt_names": [name]}),
+            "common_tls_context": _tls(side, {"match_typed_subject_alt_names": [name]}),
             "max_session_keys": 0,
         }
         return _configuration(side, [_tcp_proxy()], {}, {"transport_socket": _socket(tls)})
@@ -69,7 +68,8 @@ def _program() -> str | Path:
     return Path(package.submodule_search_locations[0]) / "_bin" / "envoy"
 
 
-def _tls(files: Credentials, validation: Json) -> Json:
+def _tls(side: Side, validation: Json) -> Json:
+    files = side.credentials
     return {
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_3",
@@ -82,6 +82,7 @@ def _tls(files: Credentials, validation: Json) -> Json:
             }
         ],
         "validation_context": {"trusted_ca": {"filename": str(files.root)}, **validation},
+        "alpn_protocols": [side.alpn] if side.alpn else [],
     }
 
 

@@ -27,7 +27,7 @@ class HAProxy(Peer):
         files = side.credentials
         bind = (
             f"ssl crt {files.pair} ca-file {files.root} verify required"
-            " ssl-min-ver TLSv1.3 no-tls-tickets"
+            f" ssl-min-ver TLSv1.3 no-tls-tickets{_alpn(side)}"
         )
         # There is no fetch for a SAN: the name is looked for as it is encoded.
         rule = f"tcp-request session reject unless {{ ssl_c_der,hex -m sub {_uri(side)} }}"
@@ -38,13 +38,17 @@ class HAProxy(Peer):
         files = side.credentials
         server = (
             f"ssl crt {files.pair} ca-file {files.root} verify required"
-            " ssl-min-ver TLSv1.3 no-ssl-reuse no-tls-tickets"
+            f" ssl-min-ver TLSv1.3 no-ssl-reuse no-tls-tickets{_alpn(side)}"
         )
         return _configuration(side, "", server, "")
 
     def command(self, configuration: Path) -> Sequence[str | Path]:
         """Return the command that runs it in the foreground."""
         return ["haproxy", "-db", "-q", "-f", configuration]
+
+
+def _alpn(side: Side) -> str:
+    return f" alpn {side.alpn}" if side.alpn else ""
 
 
 def _uri(side: Side) -> str:

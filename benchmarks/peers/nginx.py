@@ -37,6 +37,8 @@ class Nginx(Peer):
     ssl_session_cache off;
     ssl_session_tickets off;
     ssl_conf_command NumTickets 0;"""
+        if side.alpn:
+            tls += f"\n    ssl_alpn {side.alpn};"
         return _configuration(side, " ssl", tls, "server")
 
     def client_side(self, side: Side) -> str:

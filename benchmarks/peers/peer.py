@@ -22,6 +22,8 @@ class Side:
     `peer_identity` is the SPIFFE ID that the other side must have, checked where the proxy can.
     `peer_name` is a DNS name in the certificate of the server that a client dials: nginx verifies a
     server by that and by nothing else, so without it nginx as the client verifies nobody.
+    `alpn` is the protocol above TLS that it names, where the proxy can: nginx as the client cannot,
+    nor can stunnel.
     """
 
     listen_port: int
@@ -29,6 +31,7 @@ class Side:
     credentials: Credentials
     peer_identity: str
     peer_name: str | None = None
+    alpn: str | None = None
 
 
 class Peer(ABC):

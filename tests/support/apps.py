@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-__all__ = ["App", "echo", "read_all", "reset", "told_by"]
+__all__ = ["App", "Handler", "echo", "read_all", "reset", "told_by"]
 
 PATIENCE_S = 20.0
 

@@ -37,7 +37,16 @@ from meshrun.proxy.messages import (
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.supervisor.ca import Root, create_root, sign
 
-__all__ = ["TRUST_DOMAIN", "ControlledSidecar", "Mesh", "allow", "deny", "listen", "port_of"]
+__all__ = [
+    "PATIENCE_S",
+    "TRUST_DOMAIN",
+    "ControlledSidecar",
+    "Mesh",
+    "allow",
+    "deny",
+    "listen",
+    "port_of",
+]
 
 TRUST_DOMAIN = "test.mesh"
 PATIENCE_S = 20.0
