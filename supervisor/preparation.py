@@ -139,7 +139,8 @@ def _check_descriptors(instances: int, workers: int, most: int) -> None:
     further = workers - instances
     needed = DESCRIPTORS_BESIDES + DESCRIPTORS_EACH * instances + DESCRIPTORS_OF_A_WORKER * further
     if needed > most:
-        what = f"{instances} instances" + (f" with {workers} workers" if further else "")
+        what = f"{instances} {'instance' if instances == 1 else 'instances'}"
+        what += f" with {workers} workers" if further else ""
         raise MeshrunError(
             f"cannot run {what}: that takes up to {needed} open files, and the limit "
             f"is {most}; see: ulimit -Hn"
