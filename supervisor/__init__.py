@@ -8,12 +8,13 @@ A run is made in this order, each step handing values to the next:
              -> `supervise` (signals, `api`, exit code) -> `run`
 
 - `run` has the decisions that concern more than one instance: who may start (`dependencies`), who
-  takes calls, how everything ends. Apps and sidecars alike are kept by a `runner` each.
+  takes calls, how everything ends. `sidecars` has the workers of every sidecar, most of which have
+  one. Apps and workers alike are kept by a `runner` each.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
-  out. What is particular to an app or a sidecar is in its body (`bodies`), which asks the launcher
+  out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
   for processes through `launching`, in the words of `spawning`.
 - `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
-- `controlplane` has a channel to every sidecar: snapshots and leaves (`ca`) go out,
+- `controlplane` has a channel to every worker of a sidecar: snapshots and leaves (`ca`) go out,
   acknowledgements and denials come back. Who may call whom is in `intention_book`.
 - `reporter` turns what happens into the `timeline` and the `journal`; apps write into the `logs`.
 - `statedir`, `database` and `runfile` are what is on disk; `processes`, `prctl` and `cgroup` what

@@ -11,7 +11,7 @@ from meshrun.supervisor.launching import Launcher, Process
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.output import Pipe
-from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.probes import Prober
 from meshrun.supervisor.runner import NotExecutableError, Probing
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
@@ -124,19 +124,22 @@ class AppBody:
 
 
 class SidecarBody:
-    """A sidecar: forked from the launcher with its channel and its listeners."""
+    """A worker of a sidecar: forked from the launcher with its channel and its listeners.
+
+    The other workers of the sidecar have duplicates of the same listeners.
+    """
 
     def __init__(
         self,
         launcher: Launcher,
-        instance: Instance,
+        worker: Worker,
         cgroup: str | None,
         listeners: Mapping[str, socket.socket],
-        attach: Callable[[str, socket.socket], None],
+        attach: Callable[[Worker, socket.socket], None],
         on_lines: Callable[[list[bytes]], None],
     ) -> None:
         self._launcher = launcher
-        self._instance = instance
+        self._worker = worker
         self._cgroup = cgroup
         self._listeners = listeners
         self._attach = attach
@@ -145,7 +148,7 @@ class SidecarBody:
     async def spawn(self) -> Process:
         """Fork it and give it its first snapshot."""
         spec = SidecarSpec(
-            name=self._instance.name, listeners=tuple(self._listeners), cgroup=self._cgroup
+            name=self._worker.name, listeners=tuple(self._listeners), cgroup=self._cgroup
         )
         listening = [listener.fileno() for listener in self._listeners.values()]
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
@@ -161,7 +164,7 @@ class SidecarBody:
                 spec, [stdin, output, output, theirs.fileno(), *listening]
             )
             kept.pop_all()
-        self._attach(self._instance.name, ours)
+        self._attach(self._worker, ours)
         return process
 
     def exited(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 from meshrun.proxy import messages
@@ -14,7 +15,7 @@ from meshrun.proxy.intentions import WILDCARD, Action, Intention
 from meshrun.supervisor import ca
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.listeners import HOST
-from meshrun.supervisor.plan import Instance, Plan
+from meshrun.supervisor.plan import Plan, Worker
 
 __all__ = ["ControlPlane", "Observer"]
 
@@ -23,35 +24,35 @@ BACKLOG_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 class Observer(Protocol):
-    """Who is told what the sidecars report."""
+    """Who is told what the workers of the sidecars report."""
 
-    def denied(self, instance: Instance, report: messages.Denied) -> None:
+    def denied(self, worker: Worker, report: messages.Denied) -> None:
         """A caller was refused."""
 
-    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
+    def connection_failed(self, worker: Worker, report: messages.ConnectionFailed) -> None:
         """A connection found no counterpart."""
 
-    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
-        """A sidecar serves a new leaf."""
+    def rotated(self, worker: Worker, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+        """A worker serves a new leaf."""
 
-    def sidecar_ready(self, instance: Instance) -> None:
-        """A sidecar serves and enforces for the first time since it was started."""
+    def worker_ready(self, worker: Worker) -> None:
+        """A worker serves and enforces for the first time since it was started."""
 
-    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
-        """A sidecar has a line for the log."""
+    def worker_said(self, worker: Worker, report: messages.Logged) -> None:
+        """A worker has a line for the log."""
 
-    def sidecar_broke(self, instance: Instance, reason: str) -> None:
-        """A sidecar is out of control and must be ended."""
+    def worker_broke(self, worker: Worker, reason: str) -> None:
+        """A worker is out of control and must be ended."""
 
-    def sidecar_closed(self, instance: Instance, reason: str) -> None:
-        """A sidecar closed its channel, as it does when it ends; one that goes on must be ended."""
+    def worker_closed(self, worker: Worker, reason: str) -> None:
+        """A worker closed its channel, as it does when it ends; one that goes on must be ended."""
 
 
 @dataclass(slots=True)
 class _Link:
-    """One sidecar; `channel` is None while it does not run."""
+    """One worker of a sidecar; `channel` is None while it does not run."""
 
-    instance: Instance
+    worker: Worker
     channel: Channel[messages.FromSidecar] | None = None
     sent: messages.Snapshot | None = None
     enforced: int = 0
@@ -63,8 +64,8 @@ class _Link:
 class ControlPlane:
     """Whole snapshots go out, acknowledgements come in.
 
-    A change is enforced when every running sidecar that it concerns has acknowledged it; one that
-    does not run gets the newest snapshot before it accepts anything.
+    A change is enforced when every running worker of a sidecar that it concerns has acknowledged
+    it; one that does not run gets the newest snapshot before it accepts anything.
     """
 
     def __init__(
@@ -82,7 +83,11 @@ class ControlPlane:
         self._clock = clock
         self._version = 0
         self._ready: frozenset[str] = frozenset()
-        self._links = {instance.name: _Link(instance) for instance in plan.instances}
+        self._sidecars = {
+            instance.name: tuple(_Link(worker) for worker in instance.sidecar)
+            for instance in plan.instances
+        }
+        self._links = tuple(chain.from_iterable(self._sidecars.values()))
         self._bell = Bell()
 
     @property
@@ -90,9 +95,12 @@ class ControlPlane:
         """What happens where no intention matches."""
         return self._plan.configuration.mesh.default_intention
 
-    def attach(self, name: str, sock: socket.socket) -> None:
-        """Take over the channel of a sidecar that was just started."""
-        link = self._links[name]
+    def _link(self, worker: Worker) -> _Link:
+        return self._sidecars[worker.instance.name][worker.number - 1]
+
+    def attach(self, worker: Worker, sock: socket.socket) -> None:
+        """Take over the channel of a worker that was just started."""
+        link = self._link(worker)
         if link.channel is not None:
             link.channel.close()
         link.channel = Channel(
@@ -102,9 +110,9 @@ class ControlPlane:
         link.issued.clear()
         self._publish_to(link)
 
-    def detach(self, name: str) -> None:
-        """Forget the channel of a sidecar that has ended."""
-        self._forget(self._links[name])
+    def detach(self, worker: Worker) -> None:
+        """Forget the channel of a worker that has ended."""
+        self._forget(self._link(worker))
 
     def _forget(self, link: _Link) -> None:
         if link.channel is not None:
@@ -113,12 +121,12 @@ class ControlPlane:
         self._bell.ring()
 
     def is_ready(self, name: str) -> bool:
-        """Tell whether the sidecar of an instance serves and enforces."""
-        return self._links[name].ready
+        """Tell whether every worker of an instance's sidecar serves and enforces."""
+        return all(link.ready for link in self._sidecars[name])
 
-    def leaves(self) -> list[tuple[Instance, ca.IssuedLeaf]]:
-        """Return the leaf that each running sidecar serves."""
-        return [(k.instance, k.serving) for k in self._links.values() if k.serving is not None]
+    def leaves(self) -> list[tuple[Worker, ca.IssuedLeaf]]:
+        """Return the leaf that each running worker serves."""
+        return [(k.worker, k.serving) for k in self._links if k.serving is not None]
 
     def set_ready(self, names: Collection[str]) -> None:
         """Say which instances take calls, and tell the sidecars that call them."""
@@ -128,8 +136,8 @@ class ControlPlane:
             self.publish()
 
     def publish(self) -> None:
-        """Send every running sidecar its snapshot if it differs from what that one has."""
-        for link in self._links.values():
+        """Send every running worker its snapshot if it differs from what that one has."""
+        for link in self._links:
             self._publish_to(link)
 
     def _publish_to(self, link: _Link) -> None:
@@ -138,26 +146,30 @@ class ControlPlane:
         if channel is None:
             return
         version = link.sent.version if link.sent is not None else 0
-        snapshot = self._snapshot(link.instance, version)
+        snapshot = self._snapshot(link.worker, version)
         if snapshot == link.sent:
             return
         self._version += 1
         # Noted before it is sent: one that cannot be sent is never acknowledged, and not obeyed.
-        link.sent = self._snapshot(link.instance, self._version)
+        link.sent = self._snapshot(link.worker, self._version)
         try:
             channel.send(link.sent)
         except ChannelError as error:
-            self._observer.sidecar_broke(link.instance, str(error))
+            self._observer.worker_broke(link.worker, str(error))
             return
         if channel.pending_bytes > BACKLOG_LIMIT_BYTES:
-            self._observer.sidecar_broke(link.instance, "it does not read its snapshots")
+            self._observer.worker_broke(link.worker, "it does not read its snapshots")
 
-    def _snapshot(self, instance: Instance, version: int) -> messages.Snapshot:
+    def _snapshot(self, worker: Worker, version: int) -> messages.Snapshot:
+        instance = worker.instance
         inbound = None
         if instance.target is not None and instance.inbound_port is not None:
             host, port = instance.target
             inbound = messages.Inbound(
-                host=host, port=port, connect_timeout_s=instance.connect_timeout_s
+                host=host,
+                port=port,
+                connect_timeout_s=instance.connect_timeout_s,
+                max_connections=worker.part(instance.max_connections),
             )
         return messages.Snapshot(
             version=version,
@@ -178,6 +190,7 @@ class ControlPlane:
                     service=upstream.service,
                     identity=str(upstream.identity),
                     connect_timeout_s=upstream.connect_timeout_s,
+                    max_connections=worker.part(upstream.max_connections),
                     endpoints=self._endpoints(upstream.service),
                 )
                 for upstream in instance.upstreams
@@ -204,11 +217,11 @@ class ControlPlane:
                 self._check_ready(link)
                 self._bell.ring()
             case messages.Denied():
-                self._observer.denied(link.instance, message)
+                self._observer.denied(link.worker, message)
             case messages.ConnectionFailed():
-                self._observer.connection_failed(link.instance, message)
+                self._observer.connection_failed(link.worker, message)
             case messages.Logged():
-                self._observer.sidecar_said(link.instance, message)
+                self._observer.worker_said(link.worker, message)
 
     def _sign(self, link: _Link, request: messages.LeafRequested) -> None:
         """Sign for the identity that the channel belongs to, whatever the request says."""
@@ -216,7 +229,7 @@ class ControlPlane:
         now = datetime.fromtimestamp(self._clock(), tz=UTC)
         ttl_s = self._plan.configuration.mesh.leaf_ttl_s
         try:
-            leaf = ca.sign(self._root, request.csr, link.instance.identity, now, ttl_s)
+            leaf = ca.sign(self._root, request.csr, link.worker.instance.identity, now, ttl_s)
         except IdentityError as error:
             refusal = messages.LeafRefused(request=request.request, reason=str(error))
             link.channel.send(refusal)
@@ -237,22 +250,22 @@ class ControlPlane:
     def _serves(self, link: _Link, serial: str) -> None:
         leaf = link.issued.pop(serial, None)
         if leaf is None:
-            self._observer.sidecar_broke(link.instance, f"it serves an unknown leaf {serial}")
+            self._observer.worker_broke(link.worker, f"it serves an unknown leaf {serial}")
             return
         first = link.serving is None
         link.serving = leaf
-        self._observer.rotated(link.instance, leaf, first=first)
+        self._observer.rotated(link.worker, leaf, first=first)
         self._check_ready(link)
         self._bell.ring()
 
     def _check_ready(self, link: _Link) -> None:
         if not link.ready and link.serving is not None and self._has_enforced(link):
             link.ready = True
-            self._observer.sidecar_ready(link.instance)
+            self._observer.worker_ready(link.worker)
 
     def _closed(self, link: _Link, error: Exception | None) -> None:
         self._forget(link)
-        self._observer.sidecar_closed(link.instance, "" if error is None else str(error))
+        self._observer.worker_closed(link.worker, "" if error is None else str(error))
 
     # Waiting for it.
 
@@ -262,30 +275,30 @@ class ControlPlane:
             link.sent is not None and link.enforced >= link.sent.version
         )
 
-    async def enforced(self, timeout_s: float) -> list[str]:
-        """Publish, and wait until everybody enforces it; return the instances that do not."""
+    async def enforced(self, timeout_s: float) -> list[Worker]:
+        """Publish, and wait until everybody enforces it; return the workers that do not."""
         self.publish()
-        links = [link for link in self._links.values() if link.channel is not None]
+        links = [link for link in self._links if link.channel is not None]
         await self._bell.until(lambda: all(self._has_enforced(link) for link in links), timeout_s)
-        return [link.instance.name for link in links if not self._has_enforced(link)]
+        return [link.worker for link in links if not self._has_enforced(link)]
 
-    async def rotate(self, names: Iterable[str], timeout_s: float) -> list[str]:
-        """Give sidecars new leaves; return those that do not serve theirs after `timeout_s`."""
-        links = [self._links[name] for name in names]
-        before = {link.instance.name: link.serving for link in links}
+    async def rotate(self, names: Iterable[str], timeout_s: float) -> list[Worker]:
+        """Give the sidecars of instances new leaves; return the workers that serve none in time."""
+        links = [link for name in names for link in self._sidecars[name]]
+        before = {link.worker.name: link.serving for link in links}
         for link in links:
             if link.channel is not None and link.serving is not None:
                 link.channel.send(messages.Renew())
 
         def served(link: _Link) -> bool:
-            return link.serving is not None and link.serving is not before[link.instance.name]
+            return link.serving is not None and link.serving is not before[link.worker.name]
 
         await self._bell.until(lambda: all(served(link) for link in links), timeout_s)
-        return [link.instance.name for link in links if not served(link)]
+        return [link.worker for link in links if not served(link)]
 
     def close(self) -> None:
         """Close every channel: each sidecar ends."""
-        for link in self._links.values():
+        for link in self._links:
             self._forget(link)
 
 

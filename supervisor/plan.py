@@ -27,7 +27,9 @@ __all__ = [
     "Plan",
     "PlannedUpstream",
     "Selection",
+    "Worker",
     "count_instances",
+    "count_workers",
     "instance_name",
     "make",
     "select",
@@ -56,6 +58,7 @@ class PlannedUpstream:
     port: int
     protocol: Protocol
     connect_timeout_s: float
+    max_connections: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,9 @@ class Instance:
     """One instance of an app, or the one of an external service (then `app` is None).
 
     `port` is where the app listens, `inbound_port` where its sidecar does; both are None for an app
-    that takes no calls. `target` is where the sidecar finds the app.
+    that takes no calls. `target` is where the sidecar finds the app. `workers` is how many
+    processes the sidecar has, `max_connections` how many connections the app gets through it at the
+    same time.
     """
 
     name: str
@@ -77,10 +82,42 @@ class Instance:
     target: tuple[str, int] | None
     upstreams: tuple[PlannedUpstream, ...]
     connect_timeout_s: float
+    max_connections: int
+    workers: int = 1
     argv: tuple[str, ...] = ()
     cwd: str = ""
     environment: Mapping[str, str] | None = None
     probe: Probe | None = None
+
+    @property
+    def sidecar(self) -> tuple["Worker", ...]:
+        """The processes of its sidecar."""
+        return tuple(Worker(self, number) for number in range(1, self.workers + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One process of the sidecar of an instance; numbers begin with 1."""
+
+    instance: Instance
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The instance's name, with a number where the sidecar has several workers: `web.1/2`."""
+        name = self.instance.name
+        return name if self.instance.workers == 1 else f"{name}/{self.number}"
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        sidecar = f"sidecar of {self.instance.name}"
+        return sidecar if self.instance.workers == 1 else f"worker {self.number} of the {sidecar}"
+
+    def part(self, limit: int) -> int:
+        """Return its part of a limit of the sidecar; the parts add up to the limit."""
+        workers = self.instance.workers
+        return (limit + workers - self.number) // workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +212,14 @@ def count_instances(configuration: Configuration, selection: Selection) -> int:
     return len(chosen) - len(apps) + sum(app.instances for app in apps.values())
 
 
+def count_workers(configuration: Configuration, selection: Selection) -> int:
+    """Return how many workers all sidecars of a plan will have. Raises as `count_instances`."""
+    chosen = select(configuration, selection)
+    apps = _scaled(configuration, selection, chosen)
+    externals = [e for name, e in configuration.services.items() if name in chosen]
+    return sum(a.instances * a.workers for a in apps.values()) + sum(e.workers for e in externals)
+
+
 def _wishes(
     configuration: Configuration,
     apps: Iterable[App],
@@ -249,6 +294,8 @@ def _app_instance(
         target=(HOST, port) if port else None,
         upstreams=upstreams,
         connect_timeout_s=app.connect_timeout_s,
+        max_connections=app.max_connections,
+        workers=app.workers,
         argv=_argv(app, lookup),
         cwd=str(_folder(configuration.folder, app, lookup)),
         environment=environment.effective(caller, app.env_file, env, injected),
@@ -268,6 +315,7 @@ def _upstream(
         port=port,
         protocol=target.protocol,
         connect_timeout_s=reference.connect_timeout_s,
+        max_connections=reference.max_connections,
     )
 
 
@@ -317,5 +365,7 @@ def _external_instance(
         target=(host.strip("[]"), int(port)),
         upstreams=(),
         connect_timeout_s=5.0,
+        max_connections=external.max_connections,
+        workers=external.workers,
         probe=_probe(external.ready, caller),
     )

@@ -27,8 +27,10 @@ __all__ = ["Prepared", "prepare"]
 ROOT_KEY = "root.key"
 
 # Of an instance: two listeners or a lease, pipes and pidfds of app and sidecar, the channel, the
-# log, and half as many again while one is started; besides: the loop, the database, callers.
+# log, and half as many again while one is started; of each further worker of its sidecar: pipe,
+# pidfd, channel, and as many again; besides: the loop, the database, callers.
 DESCRIPTORS_EACH = 16
+DESCRIPTORS_OF_A_WORKER = 6
 DESCRIPTORS_BESIDES = 128
 MOST_DESCRIPTORS = 1 << 20
 
@@ -70,7 +72,8 @@ def prepare(
     Raises MeshrunError: another run has the folder, a port is taken, the root is unusable.
     """
     most = _raise_descriptor_limit()
-    _check_descriptors(plan.count_instances(configuration, selection), most)
+    instances = plan.count_instances(configuration, selection)
+    _check_descriptors(instances, plan.count_workers(configuration, selection), most)
     with contextlib.ExitStack() as undo:
         state = StateDir.open(state_path, create=True)
         undo.callback(state.close)
@@ -131,12 +134,15 @@ def _raise_descriptor_limit() -> int:
     return most
 
 
-def _check_descriptors(count: int, most: int) -> None:
+def _check_descriptors(instances: int, workers: int, most: int) -> None:
     """Refuse more instances than there can be pipes and channels for: half a mesh is no mesh."""
-    needed = DESCRIPTORS_BESIDES + DESCRIPTORS_EACH * count
+    further = workers - instances
+    needed = DESCRIPTORS_BESIDES + DESCRIPTORS_EACH * instances + DESCRIPTORS_OF_A_WORKER * further
     if needed > most:
+        what = f"{instances} {'instance' if instances == 1 else 'instances'}"
+        what += f" with {workers} workers" if further else ""
         raise MeshrunError(
-            f"cannot run {count} instances: that takes up to {needed} open files, and the limit "
+            f"cannot run {what}: that takes up to {needed} open files, and the limit "
             f"is {most}; see: ulimit -Hn"
         )
 

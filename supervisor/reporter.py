@@ -8,7 +8,7 @@ from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
-from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.timeline import Timeline
 
 __all__ = ["Reporter"]
@@ -104,11 +104,11 @@ class Reporter:
 
     # Sidecars.
 
-    def sidecar_changed(
-        self, instance: Instance, before: Status, after: Status, event: Event, stopping: bool
+    def worker_changed(
+        self, worker: Worker, before: Status, after: Status, event: Event, stopping: bool
     ) -> None:
-        """Say when a sidecar ended though nobody asked it to."""
-        name = f"sidecar of {instance.name}"
+        """Say when a worker ended though nobody asked it to."""
+        name, instance = worker.title, worker.instance
         if isinstance(event, events.Exited) and not stopping:
             self._timeline.add("sidecar-exited", instance.name, f"{name} ended: {after.exit}")
             self._journal.warning(f"{name} ended ({after.exit}), starts again")
@@ -117,8 +117,9 @@ class Reporter:
         if before.pid is None and after.pid is not None and after.restarts > 0:
             self._timeline.add("sidecar-started", instance.name, f"{name} started again")
 
-    def denied(self, instance: Instance, report: messages.Denied) -> None:
+    def denied(self, worker: Worker, report: messages.Denied) -> None:
         """Say who was refused and by what."""
+        instance = worker.instance
         cut = "live connection cut: " if report.live else ""
         if report.kind == "peer":
             message = f"{cut}a stranger was refused at {instance.service}: {report.reason}"
@@ -140,29 +141,33 @@ class Reporter:
             hint = f"meshrun intentions create {report.source} {instance.service}"
             self._journal.info(f"if that call is meant to be, allow it with: {hint}")
 
-    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
-        """Say that a connection found nobody."""
+    def connection_failed(self, worker: Worker, report: messages.ConnectionFailed) -> None:
+        """Say that a connection found nobody, or none that had room for it."""
+        instance = worker.instance
         if report.upstream is None:
             ends = f"to {instance.name}"
         else:
             ends = f"of {instance.name} to {report.upstream}"
-        message = f"a connection {ends} failed: {report.reason}"
+        # A limit that is named in the reason is the worker's part of it.
+        where = f" in worker {worker.number}" if instance.workers > 1 else ""
+        message = f"a connection {ends} failed{where}: {report.reason}"
         self._timeline.add("connection-failed", instance.name, message, count=report.count)
         self._journal.warning(message)
 
-    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+    def rotated(self, worker: Worker, leaf: ca.IssuedLeaf, *, first: bool) -> None:
         """Note a new leaf."""
         kind = "issued" if first else "rotated"
-        self._timeline.add(kind, instance.name, f"{instance.name} serves leaf {leaf.serial}")
+        subject = worker.instance.name
+        self._timeline.add(kind, subject, f"{worker.name} serves leaf {leaf.serial}")
 
-    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
-        """Pass a sidecar's line on."""
-        self._journal.log(_LEVELS[report.level], f"sidecar of {instance.name}: {report.message}")
+    def worker_said(self, worker: Worker, report: messages.Logged) -> None:
+        """Pass a worker's line on."""
+        self._journal.log(_LEVELS[report.level], f"{worker.title}: {report.message}")
 
-    def sidecar_wrote(self, instance: Instance, lines: list[bytes]) -> None:
-        """Pass on what a sidecar wrote to stderr: a traceback, a complaint of a library."""
+    def worker_wrote(self, worker: Worker, lines: list[bytes]) -> None:
+        """Pass on what a worker wrote to stderr: a traceback, a complaint of a library."""
         text = "\n".join(line.decode(errors="replace") for line in lines)
-        self._journal.error(f"sidecar of {instance.name}:\n{text}")
+        self._journal.error(f"{worker.title}:\n{text}")
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

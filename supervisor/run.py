@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from meshrun.proxy import messages
-from meshrun.supervisor import bodies, ca, dependencies, lifecycle, processes, runfile
+from meshrun.supervisor import bodies, ca, dependencies, lifecycle, processes, runfile, sidecars
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.controlplane import ControlPlane
@@ -23,10 +23,11 @@ from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.lifecycle import Phase, Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.logs import Logs
-from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.runner import Runner
+from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
 __all__ = ["KILL_S", "Readiness", "Run", "StoppingError", "UnknownNameError"]
@@ -36,11 +37,8 @@ ENFORCE_TIMEOUT_S = 2.0
 ROTATE_TIMEOUT_S = 30.0
 # How soon what was killed is gone; seconds, because of what must be written to disk first.
 KILL_S = 4.0
-# How long a sidecar may live without its channel; the end of it is seen long before, usually.
-LINGER_S = 0.5
 # How many names of many a sentence has.
 SHOWN = 5
-SIDECAR_POLICY = Policy(restart="always", stop_timeout_s=1.0)
 
 
 class StoppingError(MeshrunError):
@@ -79,45 +77,34 @@ class Run:
         self.bell = Bell()
         self.stopping = False
         self.apps: dict[str, Runner] = {}
-        self.sidecars: dict[str, Runner] = {}
         self._launcher = launcher
         self._journal = journal
         self._reporter = Reporter(timeline, journal, logs.last)
-        self._bodies: list[bodies.AppBody | bodies.SidecarBody] = []
+        self._bodies: list[bodies.AppBody] = []
         self._instances = {instance.name: instance for instance in self.plan.instances}
         self._run_file_due: asyncio.Handle | None = None
         self.killed_at: float | None = None
         self.control = ControlPlane(
             self.plan, prepared.root, prepared.book.effective, self, time.time
         )
+        self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
+        self.sidecars = Sidecars(
+            launcher,
+            self._cgroup,
+            prepared.listeners.sockets,
+            self.control,
+            self._reporter,
+            journal,
+            self._worker_changed,
+        )
         self.externals = Externals(self.plan.instances, self._external_changed)
         for instance in self.plan.instances:
             self._add(instance)
 
     def _add(self, instance: Instance) -> None:
-        cgroup = str(self.prepared.cgroup) if self.prepared.cgroup is not None else None
-        listeners = self.prepared.listeners.sockets
-        named = {upstream.name: listeners[upstream.port] for upstream in instance.upstreams}
-        if instance.inbound_port is not None:
-            named = {"": listeners[instance.inbound_port], **named}
-        sidecar = bodies.SidecarBody(
-            self._launcher,
-            instance,
-            cgroup,
-            named,
-            self.control.attach,
-            partial(self._reporter.sidecar_wrote, instance),
-        )
-        self._bodies.append(sidecar)
-        self.sidecars[instance.name] = Runner(
-            instance.name,
-            SIDECAR_POLICY,
-            sidecar,
-            partial(self._sidecar_changed, instance),
-            random.random,
-        )
+        self.sidecars.add(instance)
         if instance.app is not None:
-            body = bodies.AppBody(self._launcher, instance, cgroup, self.logs.write)
+            body = bodies.AppBody(self._launcher, instance, self._cgroup, self.logs.write)
             self._bodies.append(body)
             policy = Policy(
                 restart=instance.app.restart,
@@ -135,9 +122,7 @@ class Run:
     def start(self) -> None:
         """Start everything: sidecars at once, apps as their dependencies allow."""
         self._write_run_file()
-        for sidecar in self.sidecars.values():
-            sidecar.feed(events.Start())
-            sidecar.feed(events.DependenciesMet())
+        self.sidecars.start()
         for app in self.apps.values():
             app.feed(events.Start())
         self.externals.start()
@@ -154,15 +139,9 @@ class Run:
             self._run_file_changed()
         self._changed()
 
-    def _sidecar_changed(
-        self, instance: Instance, runner: Runner, before: Status, after: Status, event: Event
-    ) -> None:
-        if isinstance(event, events.Exited):
-            self.control.detach(instance.name)
-        if after.phase is Phase.WAITING:
-            runner.feed(events.DependenciesMet())
+    def _worker_changed(self, worker: Worker, before: Status, after: Status, event: Event) -> None:
         stopping = self.stopping or before.wanted is not lifecycle.Wanted.RUN
-        self._reporter.sidecar_changed(instance, before, after, event, stopping)
+        self._reporter.worker_changed(worker, before, after, event, stopping)
         if after.pid != before.pid:
             self._run_file_changed()
         self._changed()
@@ -197,8 +176,7 @@ class Run:
     def _dependency_status(self, instance: Instance) -> Status:
         if instance.app is not None:
             return self.apps[instance.name].status
-        sidecar = self.sidecars[instance.name].status
-        return Status(pid=sidecar.pid, ready=self.is_ready(instance))
+        return Status(pid=self.sidecars.of(instance.name)[0].pid, ready=self.is_ready(instance))
 
     def _judge(self, instance: Instance, runner: Runner) -> None:
         verdict = self.verdict(instance)
@@ -209,42 +187,33 @@ class Run:
 
     # What sidecars report (the observer of the control plane).
 
-    def denied(self, instance: Instance, report: messages.Denied) -> None:
+    def denied(self, worker: Worker, report: messages.Denied) -> None:
         """Pass on a denial."""
-        self._reporter.denied(instance, report)
+        self._reporter.denied(worker, report)
 
-    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None:
+    def connection_failed(self, worker: Worker, report: messages.ConnectionFailed) -> None:
         """Pass on a failed connection."""
-        self._reporter.connection_failed(instance, report)
+        self._reporter.connection_failed(worker, report)
 
-    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+    def rotated(self, worker: Worker, leaf: ca.IssuedLeaf, *, first: bool) -> None:
         """Pass on a new leaf."""
-        self._reporter.rotated(instance, leaf, first=first)
+        self._reporter.rotated(worker, leaf, first=first)
 
-    def sidecar_ready(self, instance: Instance) -> None:
+    def worker_ready(self, worker: Worker) -> None:
         """See who waited for it."""
         self._changed()
 
-    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None:
+    def worker_said(self, worker: Worker, report: messages.Logged) -> None:
         """Pass on a line."""
-        self._reporter.sidecar_said(instance, report)
+        self._reporter.worker_said(worker, report)
 
-    def sidecar_broke(self, instance: Instance, reason: str) -> None:
-        """End a sidecar that cannot be controlled; it is started again."""
-        self._journal.warning(f"the sidecar of {instance.name} is killed: {reason}")
-        self.sidecars[instance.name].kill_process()
+    def worker_broke(self, worker: Worker, reason: str) -> None:
+        """Have it ended."""
+        self.sidecars.broke(worker, reason)
 
-    def sidecar_closed(self, instance: Instance, reason: str) -> None:
-        """See that a sidecar without a channel ends: nobody could tell it anything any more."""
-        runner = self.sidecars[instance.name]
-        pid = runner.status.pid
-
-        def still_there() -> None:
-            if runner.status.alive and runner.status.pid == pid:
-                why = reason or "it has closed its channel and goes on"
-                self.sidecar_broke(instance, why)
-
-        asyncio.get_running_loop().call_later(LINGER_S, still_there)
+    def worker_closed(self, worker: Worker, reason: str) -> None:
+        """See that it ends."""
+        self.sidecars.closed(worker, reason)
 
     # What people want.
 
@@ -357,16 +326,17 @@ class Run:
 
     async def enforce_intentions(self) -> None:
         """Return when every running sidecar enforces the intentions as they are now."""
-        for name in await self.control.enforced(ENFORCE_TIMEOUT_S):
+        for worker in await self.control.enforced(ENFORCE_TIMEOUT_S):
             reason = f"it did not enforce a change within {ENFORCE_TIMEOUT_S:g} s"
-            self.sidecar_broke(self._instances[name], reason)
+            self.sidecars.broke(worker, reason)
 
     async def rotate(self, names: Iterable[str]) -> None:
         """Give sidecars new leaves; raises MeshrunError naming those that did not take theirs."""
         late = await self.control.rotate(self.resolve(names), ROTATE_TIMEOUT_S)
         if late:
+            names = ", ".join(worker.name for worker in late)
             raise MeshrunError(
-                f"cannot rotate: {', '.join(late)} serve no new leaf after {ROTATE_TIMEOUT_S:g} s"
+                f"cannot rotate: {names} serve no new leaf after {ROTATE_TIMEOUT_S:g} s"
             )
 
     # Ending.
@@ -395,11 +365,8 @@ class Run:
         hurry = asyncio.get_running_loop().call_later(grace_s, self._stop_all)
         await self.stop_apps([])
         hurry.cancel()
-        for sidecar in self.sidecars.values():
-            sidecar.feed(events.Stop())
-        await self.bell.until(
-            lambda: all(sidecar.status.final for sidecar in self.sidecars.values()), None
-        )
+        self.sidecars.stop()
+        await self.bell.until(lambda: self.sidecars.ended, None)
         self.control.close()
 
     @property
@@ -413,7 +380,7 @@ class Run:
         A grace until all are told, one for the last of them, one for the rest of its session, the
         sidecars', and what KILL needs.
         """
-        return 3 * self._grace_s + SIDECAR_POLICY.stop_timeout_s + KILL_S
+        return 3 * self._grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
 
     def _stop_all(self) -> None:
         for app in self.apps.values():
@@ -437,11 +404,13 @@ class Run:
         """Let the apps wait with what they write."""
         for body in self._bodies:
             body.output.pause()
+        self.sidecars.pause_output()
 
     def resume_output(self) -> None:
         """Take the apps' output again."""
         for body in self._bodies:
             body.output.resume()
+        self.sidecars.resume_output()
 
     # run.json
 
@@ -460,10 +429,10 @@ class Run:
     def _run_file(self) -> runfile.RunFile:
         recorded = [
             entry
-            for prefix, runners in (("", self.apps), ("sidecar ", self.sidecars))
-            for name, runner in runners.items()
+            for prefix, runners in (("", self.apps.values()), ("sidecar ", self.sidecars.runners))
+            for runner in runners
             if runner.status.pid is not None
-            and (entry := _recorded(f"{prefix}{name}", runner.status.pid)) is not None
+            and (entry := _recorded(f"{prefix}{runner.name}", runner.status.pid)) is not None
         ]
         supervisor = _recorded("supervisor", os.getpid())
         launcher = _recorded("launcher", self._launcher.pid)
@@ -474,7 +443,7 @@ class Run:
             supervisor=supervisor,
             launcher=launcher,
             processes=tuple(recorded),
-            cgroup=str(self.prepared.cgroup) if self.prepared.cgroup is not None else None,
+            cgroup=self._cgroup,
             started_at=self.started_at,
         )
 

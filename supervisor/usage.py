@@ -37,6 +37,11 @@ class Meter:
             memory += usage.memory_bytes
         return Usage(round(cpu, 1), memory)
 
+    def process(self, pid: int) -> Usage:
+        """Return what one process uses; nothing if it is gone."""
+        process = processes.identify(pid)
+        return Usage(0.0, 0) if process is None else self._one(process)
+
     def _one(self, process: processes.ProcessId) -> Usage:
         try:
             handle = psutil.Process(process.pid)

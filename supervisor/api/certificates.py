@@ -15,20 +15,21 @@ __all__ = ["ROUTES"]
 def _leaves(run: Run) -> list[dict[str, object]]:
     return [
         {
-            "service": instance.service,
-            "instance": instance.name,
+            "service": worker.instance.service,
+            "instance": worker.instance.name,
+            "worker": worker.number,
             "identity": str(leaf.identity),
             "serial": leaf.serial,
             "not_before": leaf.not_before,
             "not_after": leaf.not_after,
             "issued_at": leaf.issued_at,
         }
-        for instance, leaf in run.control.leaves()
+        for worker, leaf in run.control.leaves()
     ]
 
 
 async def show_leaves(request: web.Request) -> web.StreamResponse:
-    """Show the leaf that each sidecar serves."""
+    """Show the leaf that each worker of a sidecar serves."""
     return json(_leaves(request.app[RUN]))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
@@ -54,13 +55,40 @@ def _uptime_s(status: Status, now: float) -> float | None:
     return round(now - status.started_at, 3)
 
 
+class _Sidecar:
+    """The workers of a sidecar as one."""
+
+    def __init__(self, workers: Sequence[Status]) -> None:
+        self.workers = workers
+        self.pids = [worker.pid for worker in workers if worker.pid is not None]
+
+    @property
+    def state(self) -> str:
+        """The state of them all, or of the first that does not run."""
+        phases = [worker.phase for worker in self.workers]
+        return next((p for p in phases if p is not Phase.RUNNING), Phase.RUNNING).shown
+
+    @property
+    def cpu_percent(self) -> float | None:
+        """The CPU of all, None where none lives."""
+        if not self.pids:
+            return None
+        return round(sum(_meter.process(pid).cpu_percent for pid in self.pids), 1)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The proportional memory of all, None where none lives."""
+        found = [usage.proportional_bytes(pid) for pid in self.pids]
+        own = [size for size in found if size is not None]
+        return sum(own) if own else None
+
+
 def _row(run: Run, instance: Instance) -> dict[str, object]:
     now = time.monotonic()
     app = run.apps.get(instance.name)
-    sidecar = run.sidecars[instance.name].status
+    sidecar = _Sidecar(run.sidecars.of(instance.name))
     status = app.status if app is not None else Status()
     used = _meter.session(status.pid) if status.pid is not None else None
-    own = usage.proportional_bytes(sidecar.pid) if sidecar.pid is not None else None
     return {
         "app": instance.service,
         "instance": instance.name,
@@ -71,13 +99,15 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         "restarts": status.restarts,
         "exit_code": status.exit.status if status.exit is not None else None,
         "uptime_s": _uptime_s(status, now),
-        "sidecar_pid": sidecar.pid,
+        "sidecar_pid": sidecar.workers[0].pid,
+        "sidecar_pids": sidecar.pids,
         "sidecar_port": instance.inbound_port,
-        "sidecar_state": sidecar.phase.shown,
-        "sidecar_restarts": sidecar.restarts,
+        "sidecar_state": sidecar.state,
+        "sidecar_restarts": sum(worker.restarts for worker in sidecar.workers),
         "cpu_percent": used.cpu_percent if used is not None else None,
         "memory_bytes": used.memory_bytes if used is not None else None,
-        "sidecar_memory_bytes": own,
+        "sidecar_cpu_percent": sidecar.cpu_percent,
+        "sidecar_memory_bytes": sidecar.memory_bytes,
         "reason": _reason(run, instance, status),
         "next_try_in_s": _next_try_in_s(status, now),
     }

@@ -37,7 +37,10 @@ def certs() -> None:
 @_json
 @click.pass_obj
 def show(place: Place, roots: bool, as_json: bool) -> None:
-    """Show the leaf that each sidecar serves, or the roots that all trust."""
+    """Show the leaf that each sidecar serves, or the roots that all trust.
+
+    Each worker of a sidecar has its own.
+    """
     client = place.client()
     if not roots:
         _print_leaves(client.certs(), as_json=as_json)
@@ -68,9 +71,11 @@ def _print_leaves(leaves: list[Leaf], *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(leaves), indent=2).decode())
         return
+    several = any(leaf.worker > 1 for leaf in leaves)
     rows = [
         [
             leaf.instance,
+            *([str(leaf.worker)] if several else []),
             _moment(leaf.issued_at),
             _expiry(leaf.not_after),
             leaf.serial,
@@ -78,7 +83,8 @@ def _print_leaves(leaves: list[Leaf], *, as_json: bool) -> None:
         ]
         for leaf in leaves
     ]
-    click.echo(table(["INSTANCE", "ISSUED", "EXPIRES", "SERIAL", "IDENTITY"], rows))
+    worker = ["WORKER"] if several else []
+    click.echo(table(["INSTANCE", *worker, "ISSUED", "EXPIRES", "SERIAL", "IDENTITY"], rows))
 
 
 def _root_cells(root: Root) -> list[str]:

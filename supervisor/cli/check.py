@@ -184,6 +184,7 @@ def _instance_json(instance: "Instance") -> dict[str, object]:
         "port": instance.port,
         "address": _address(instance) if instance.target is not None else None,
         "sidecar_port": instance.inbound_port,
+        "workers": instance.workers,
         "identity": str(instance.identity),
         "command": instance.argv,
         "cwd": instance.cwd,

@@ -38,7 +38,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one instance and its sidecar: a row of `ps`."""
+    """The state of one instance and its sidecar: a row of `ps`.
+
+    `sidecar_pid` is of the sidecar's first worker, `sidecar_pids` are of all that live.
+    """
 
     app: str
     instance: str
@@ -50,11 +53,13 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     uptime_s: float | None = None
     sidecar_pid: int | None = None
+    sidecar_pids: list[int] = []
     sidecar_port: int | None = None
     sidecar_state: str | None = None
     sidecar_restarts: int = 0
     cpu_percent: float | None = None
     memory_bytes: int | None = None
+    sidecar_cpu_percent: float | None = None
     sidecar_memory_bytes: int | None = None
     reason: str | None = None
     next_try_in_s: float | None = None
@@ -121,10 +126,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):
-    """The certificate that a sidecar serves; times in wall-clock seconds."""
+    """The certificate that a worker of a sidecar serves; times in wall-clock seconds."""
 
     service: str
     instance: str
+    worker: int = 1
     identity: str
     serial: str
     not_before: float

@@ -12,6 +12,7 @@ from signal import SIGTERM, Signals
 from typing import Literal
 
 from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.messages import MOST_CONNECTIONS
 
 __all__ = [
     "SERVICE_NAME",
@@ -83,12 +84,16 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamReference:
-    """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given."""
+    """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given.
+
+    `max_connections` is how many connections to it an instance may have at the same time.
+    """
 
     service: str
     name: str
     port: int | None = None
     connect_timeout_s: float = 5.0
+    max_connections: int = MOST_CONNECTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +102,9 @@ class App:
 
     `command` is the list of words to execute, or with `shell` the one string for `sh -c`.
     `expand` says whether `${NAME}` is expanded in the command; a shell does its own expanding.
-    `port` is None to have one allocated, 0 for an app that takes no calls.
+    `port` is None to have one allocated, 0 for an app that takes no calls. `workers` is how many
+    processes the sidecar of each instance has, `max_connections` how many connections an instance
+    may get through it at the same time.
     """
 
     name: str
@@ -110,12 +117,14 @@ class App:
     port: int | None = None
     protocol: Protocol = "tcp"
     instances: int = 1
+    workers: int = 1
     upstreams: tuple[UpstreamReference, ...] = ()
     depends_on: Mapping[str, Condition] = field(default_factory=dict)
     ready: Probe | None = None
     restart: RestartPolicy = "on-failure"
     stop: Stop = Stop()
     connect_timeout_s: float = 5.0
+    max_connections: int = MOST_CONNECTIONS
     line: int = 0
 
 
@@ -127,6 +136,8 @@ class External:
     address: str
     protocol: Protocol = "tcp"
     ready: Probe | None = None
+    workers: int = 1
+    max_connections: int = MOST_CONNECTIONS
     line: int = 0
 
 

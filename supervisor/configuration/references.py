@@ -41,8 +41,12 @@ def check(
         _check_upstreams(document, configuration, app)
         _check_depends_on(document, configuration, app)
         _check_probe(document, app)
+        _check_limits(document, app)
         _check_environment(document, configuration, app)
         _check_variables(document, configuration, app, environ)
+    for external in configuration.services.values():
+        path = ("services", external.name)
+        _check_limit(document, path, external.max_connections, external.workers)
     _check_circles(document, configuration)
     _check_ports(document, configuration)
     _check_intentions(document, configuration, intentions)
@@ -129,6 +133,24 @@ def _check_probe(document: Document, app: App) -> None:
         document.report_value(
             ("apps", app.name, "ready", kind),
             f"{app.name} has no port to probe: apps.{app.name}.port is 0",
+        )
+
+
+def _check_limits(document: Document, app: App) -> None:
+    path: KeyPath = ("apps", app.name)
+    _check_limit(document, path, app.max_connections, app.workers)
+    for index, upstream in enumerate(app.upstreams):
+        at_upstream = (*path, "upstreams", index)
+        _check_limit(document, at_upstream, upstream.max_connections, app.workers)
+
+
+def _check_limit(document: Document, path: KeyPath, most: int, workers: int) -> None:
+    """Report a limit of which some worker would have no part, and so refuse everything."""
+    if most < workers:
+        at_limit = (*path, "max_connections")
+        document.report_value(
+            at_limit,
+            f"{dotted(at_limit)} must be at least {workers}, one for each worker, not {most}",
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import get_args
 
 from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.messages import MOST_CONNECTIONS
 from meshrun.supervisor.configuration.model import (
     App,
     Condition,
@@ -58,18 +59,19 @@ MESH_KEYS = (
     "access_log",
 )
 APP_KEYS = (
-    *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "upstreams"),
-    *("depends_on", "ready", "restart", "stop", "connect_timeout"),
+    *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
+    *("upstreams", "depends_on", "ready", "restart", "stop", "connect_timeout"),
+    "max_connections",
 )
 APP_KEYS_LATER = (
-    *("alive", "watch", "tty", "workers", "limits", "user", "hooks", "every", "split", "retries"),
+    *("alive", "watch", "tty", "limits", "user", "hooks", "every", "split", "retries"),
 )
-UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout")
+UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout", "max_connections")
 UPSTREAM_KEYS_LATER = ("split", "retries")
 PROBE_KEYS = ("interval", "timeout", "failures", "deadline")
 PROBE_KINDS = ("http", "tcp")
 PROBE_KINDS_LATER = ("exec", "log", "notify")
-SERVICE_KEYS = ("address", "protocol", "ready")
+SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections")
 SERVICE_KEYS_LATER = ("alive",)
 INTENTION_KEYS = ("from", "to", "action")
 INTENTION_KEYS_LATER = (
@@ -77,6 +79,10 @@ INTENTION_KEYS_LATER = (
 )
 
 MOST_INSTANCES = 100
+MOST_WORKERS = 64
+HIGHEST_LIMIT = 30_000
+"""About as many as a loopback address has ports to call one listener from."""
+
 _SHORTEST_LEAF_TTL = "10s"
 _LONGEST_LEAF_TTL = "8760h"
 """Consul's bound for `leaf_cert_ttl`: one year."""
@@ -139,6 +145,7 @@ def read_app(
         port=table.read("port", integer(0, HIGHEST_PORT), app.port),
         protocol=table.read("protocol", choice(PROTOCOLS), app.protocol),
         instances=table.read("instances", integer(1, MOST_INSTANCES), app.instances),
+        workers=_read_workers(table),
         upstreams=_read_upstreams(table),
         depends_on=_read_depends_on(table),
         ready=_read_probe(table),
@@ -147,7 +154,16 @@ def read_app(
         connect_timeout_s=table.read(
             "connect_timeout", duration(_SHORTEST_WAIT), app.connect_timeout_s
         ),
+        max_connections=_read_max_connections(table),
     )
+
+
+def _read_workers(table: Table) -> int:
+    return table.read("workers", integer(1, MOST_WORKERS), 1)
+
+
+def _read_max_connections(table: Table) -> int:
+    return table.read("max_connections", integer(1, HIGHEST_LIMIT), MOST_CONNECTIONS)
 
 
 def _check_name(table: Table) -> None:
@@ -239,6 +255,7 @@ def _read_upstream(table: Table, value: object, path: KeyPath) -> UpstreamRefere
         name=upstream.read("as", upstream_name, "" if "as" in upstream else service),
         port=upstream.read("port", integer(1, HIGHEST_PORT), None),
         connect_timeout_s=upstream.read("connect_timeout", duration(_SHORTEST_WAIT), 5.0),
+        max_connections=_read_max_connections(upstream),
     )
 
 
@@ -323,6 +340,8 @@ def read_services(top: Table) -> dict[str, External]:
             address=table.required("address", text, ""),
             protocol=table.read("protocol", choice(PROTOCOLS), "tcp"),
             ready=_read_probe(table),
+            workers=_read_workers(table),
+            max_connections=_read_max_connections(table),
             line=table.document.key(table.path).line,
         )
     return services

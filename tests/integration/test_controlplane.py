@@ -1,64 +1,260 @@
-"""The control plane's side of a channel whose sidecar has just died."""
+"""The control plane against workers that the test plays: dead ones, disobedient ones."""
 
 import asyncio
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from meshrun.proxy import messages
+from meshrun.proxy import channel, leaf, messages
+from meshrun.proxy.channel import Channel
+from meshrun.proxy.intentions import Intention
 from meshrun.supervisor import ca, plan
-from meshrun.supervisor.configuration.model import App, Configuration, Mesh
+from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.configuration.model import (
+    App,
+    Configuration,
+    External,
+    Mesh,
+    UpstreamReference,
+)
 from meshrun.supervisor.controlplane import ControlPlane
-from meshrun.supervisor.plan import Instance, Selection
+from meshrun.supervisor.plan import Plan, Selection, Worker
+
+PATIENCE_S = 20.0
+# How long is waited for what must not come.
+SHORT_S = 0.1
+
+WEB = App(name="web", command=("true",))
 
 
-class Silent:
-    """Whoever is told what sidecars report, and keeps only whose broke."""
+class Notes:
+    """Whoever is told what workers report, and keeps whose it was."""
 
     def __init__(self) -> None:
         self.broke: list[str] = []
         self.closed: list[str] = []
+        self.ready: list[str] = []
+        self.serving: list[str] = []
+        self.bell = Bell()
 
-    def denied(self, instance: Instance, report: messages.Denied) -> None: ...
+    def denied(self, worker: Worker, report: messages.Denied) -> None: ...
 
-    def connection_failed(self, instance: Instance, report: messages.ConnectionFailed) -> None: ...
+    def connection_failed(self, worker: Worker, report: messages.ConnectionFailed) -> None: ...
 
-    def rotated(self, instance: Instance, leaf: ca.IssuedLeaf, *, first: bool) -> None: ...
+    def rotated(self, worker: Worker, leaf: ca.IssuedLeaf, *, first: bool) -> None:
+        self.serving.append(worker.name)
+        self.bell.ring()
 
-    def sidecar_ready(self, instance: Instance) -> None: ...
+    def worker_ready(self, worker: Worker) -> None:
+        self.ready.append(worker.name)
+        self.bell.ring()
 
-    def sidecar_said(self, instance: Instance, report: messages.Logged) -> None: ...
+    def worker_said(self, worker: Worker, report: messages.Logged) -> None: ...
 
-    def sidecar_broke(self, instance: Instance, reason: str) -> None:
-        self.broke.append(instance.name)
+    def worker_broke(self, worker: Worker, reason: str) -> None:
+        self.broke.append(worker.name)
 
-    def sidecar_closed(self, instance: Instance, reason: str) -> None:
-        self.closed.append(instance.name)
+    def worker_closed(self, worker: Worker, reason: str) -> None:
+        self.closed.append(worker.name)
+
+
+class Played:
+    """A worker played by the test: does what it is told only while it is `obedient`."""
+
+    def __init__(self, control: ControlPlane, worker: Worker) -> None:
+        self.worker = worker
+        self.obedient = True
+        self.snapshots: list[messages.Snapshot] = []
+        self.heard = Bell()
+        self._key = leaf.new_key()
+        self._requests = 0
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(theirs, channel.to_sidecar(), self._received, lambda _: None)
+        control.attach(worker, ours)
+
+    def _received(self, message: messages.ToSidecar) -> None:
+        match message:
+            case messages.Snapshot():
+                self.snapshots.append(message)
+                if self.obedient:
+                    self.acknowledge()
+            case messages.Renew():
+                if self.obedient:
+                    self.renew()
+            case messages.LeafIssued(chain=chain, issued_at=issued_at):
+                serial = leaf.assemble(self._key, chain, issued_at).serial
+                self._channel.send(messages.Serving(serial=serial))
+        self.heard.ring()
+
+    def acknowledge(self) -> None:
+        """Say that the newest snapshot is enforced."""
+        self._channel.send(messages.Enforced(version=self.snapshots[-1].version))
+
+    def renew(self) -> None:
+        """Ask for a leaf, and serve it."""
+        self._requests += 1
+        csr = leaf.request(self._key, self.worker.instance.identity)
+        self._channel.send(messages.LeafRequested(request=self._requests, csr=csr))
+
+    def end(self) -> None:
+        """Close the channel, as a process does that ends."""
+        self._channel.close()
+
+
+class Site:
+    """A control plane, and the workers of its first sidecar."""
+
+    def __init__(self, folder: Path, *apps: App, **services: External) -> None:
+        self.plan = planned(folder, *apps, **services)
+        self.notes = Notes()
+        self.intentions: list[Intention] = []
+        root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
+        self.control = ControlPlane(
+            self.plan, root, lambda: list(self.intentions), self.notes, time.time
+        )
+        self.workers: list[Played] = []
+
+    async def start(self) -> None:
+        """Play every worker until each serves."""
+        self.workers = [Played(self.control, w) for w in self.plan.instances[0].sidecar]
+        for worker in self.workers:
+            worker.renew()
+        await self.reached(lambda: self.control.is_ready("web.1"))
+
+    async def reached(self, condition: Callable[[], bool]) -> None:
+        """Wait until something has come of what workers said."""
+        assert await self.notes.bell.until(condition, PATIENCE_S)
+
+    def end(self) -> None:
+        """Close both ends of every channel."""
+        self.control.close()
+        for worker in self.workers:
+            worker.end()
+
+
+def planned(folder: Path, *apps: App, **services: External) -> Plan:
+    configuration = Configuration(
+        file="mesh.toml",
+        folder=folder,
+        mesh=Mesh(name="shop"),
+        apps={app.name: app for app in apps},
+        services=services,
+        intentions=(),
+    )
+    return plan.make(configuration, Selection(), {}, lambda _wish, _port: True, {}, None)
+
+
+def play(site: Site, scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run a scenario with every worker of the first sidecar in service."""
+
+    async def run() -> None:
+        await site.start()
+        await scenario()
+        assert site.notes.broke == []
+        site.end()
+
+    asyncio.run(run())
+
+
+def pair(folder: Path) -> Site:
+    """A sidecar of two workers."""
+    return Site(folder, App(name="web", command=("true",), workers=2))
 
 
 def test_a_sidecar_that_is_dead_when_it_is_told_breaks_nobody_else(tmp_path: Path) -> None:
     async def scenario() -> None:
-        apps = {"web": App(name="web", command=("true",))}
-        configuration = Configuration(
-            file="mesh.toml",
-            folder=tmp_path,
-            mesh=Mesh(name="shop"),
-            apps=apps,
-            services={},
-            intentions=(),
-        )
-        planned = plan.make(configuration, Selection(), {}, lambda _wish, _port: True, {}, None)
-        root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
-        observer = Silent()
-        control = ControlPlane(planned, root, list, observer, time.time)
+        site = Site(tmp_path, WEB)
         ours, theirs = socket.socketpair()
         theirs.close()
-        control.attach("web.1", ours)
-        assert observer.closed == ["web.1"]
-        assert not control.is_ready("web.1")
-        assert await control.enforced(0.1) == []
-        control.set_ready({"web.1"})
-        control.close()
+        site.control.attach(site.plan.instances[0].sidecar[0], ours)
+        assert site.notes.closed == ["web.1"]
+        assert not site.control.is_ready("web.1")
+        assert await site.control.enforced(SHORT_S) == []
+        site.control.set_ready({"web.1"})
+        site.control.close()
 
     asyncio.run(scenario())
+
+
+def test_a_sidecar_is_ready_when_every_worker_serves_and_not_while_one_is_gone(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        site = pair(tmp_path)
+        first, second = site.workers = [
+            Played(site.control, worker) for worker in site.plan.instances[0].sidecar
+        ]
+        first.renew()
+        await site.reached(lambda: site.notes.ready == ["web.1/1"])
+        assert not site.control.is_ready("web.1")
+        second.renew()
+        await site.reached(lambda: site.notes.ready == ["web.1/1", "web.1/2"])
+        assert site.control.is_ready("web.1")
+        site.control.detach(second.worker)
+        assert not site.control.is_ready("web.1")
+        assert [worker.number for worker, _ in site.control.leaves()] == [1]
+        again = Played(site.control, second.worker)
+        again.renew()
+        await site.reached(lambda: site.control.is_ready("web.1"))
+        again.end()
+        site.end()
+
+    asyncio.run(scenario())
+
+
+def test_each_worker_has_a_leaf_of_its_own_for_the_same_identity(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        leaves = site.control.leaves()
+        assert [worker.name for worker, _ in leaves] == ["web.1/1", "web.1/2"]
+        assert len({leaf.serial for _, leaf in leaves}) == 2
+        assert len({str(leaf.identity) for _, leaf in leaves}) == 1
+
+    play(site, scenario)
+
+
+def test_a_change_is_enforced_when_every_worker_has_acknowledged_it(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        assert await site.control.enforced(PATIENCE_S) == []
+        _, second = site.workers
+        second.obedient = False
+        site.intentions.append(Intention(source="*", destination="web", action="allow"))
+        assert second.worker in await site.control.enforced(SHORT_S)
+        assert await second.heard.until(lambda: bool(second.snapshots[-1].intentions), PATIENCE_S)
+        second.acknowledge()
+        assert await site.control.enforced(PATIENCE_S) == []
+
+    play(site, scenario)
+
+
+def test_a_rotation_is_done_when_every_worker_serves_its_new_leaf(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        before = {leaf.serial for _, leaf in site.control.leaves()}
+        _, second = site.workers
+        second.obedient = False
+        assert second.worker in await site.control.rotate(["web.1"], SHORT_S)
+        second.obedient = True
+        assert await site.control.rotate(["web.1"], PATIENCE_S) == []
+        assert not before & {leaf.serial for _, leaf in site.control.leaves()}
+
+    play(site, scenario)
+
+
+def test_each_worker_is_told_its_part_of_a_limit(tmp_path: Path) -> None:
+    few = UpstreamReference(service="db", name="db", max_connections=7)
+    web = App(name="web", command=("true",), workers=3, max_connections=100, upstreams=(few,))
+    site = Site(tmp_path, web, db=External(name="db", address="127.0.0.1:5432"))
+
+    async def scenario() -> None:
+        told = [worker.snapshots[-1] for worker in site.workers]
+        assert [s.inbound.max_connections for s in told if s.inbound] == [34, 33, 33]
+        assert [s.upstreams[0].max_connections for s in told] == [3, 2, 2]
+
+    play(site, scenario)

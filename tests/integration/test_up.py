@@ -348,8 +348,17 @@ port = 0
         assert mesh.left() == []
 
 
-def test_more_instances_than_there_can_be_open_files_for_are_refused_whole(tmp_path: Path) -> None:
-    config = '[apps.many]\ncommand = "sleep 60"\nport = 0\ninstances = 100\n'
+@pytest.mark.parametrize(
+    ("many", "what"),
+    [
+        ("instances = 100", "cannot run 100 instances: "),
+        ("instances = 4\nworkers = 64", "cannot run 4 instances with 256 workers: "),
+    ],
+)
+def test_more_instances_than_there_can_be_open_files_for_are_refused_whole(
+    tmp_path: Path, many: str, what: str
+) -> None:
+    config = f'[apps.many]\ncommand = "sleep 60"\nport = 0\n{many}\n'
     with Mesh(tmp_path, config) as mesh:
         limited = ["sh", "-c", 'ulimit -n 1000; exec "$@"', "sh"]
         command = [*limited, sys.executable, "-P", "-m", "meshrun", "up"]
@@ -357,7 +366,7 @@ def test_more_instances_than_there_can_be_open_files_for_are_refused_whole(tmp_p
             command, cwd=tmp_path, env=mesh.environment, capture_output=True, text=True, check=False
         )
     assert refused.returncode == 1
-    assert "cannot run 100 instances" in refused.stderr
+    assert what in refused.stderr
     assert "ulimit -Hn" in refused.stderr
 
 

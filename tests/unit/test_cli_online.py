@@ -27,11 +27,13 @@ ROW = {
     "exit_code": None,
     "uptime_s": 184.2,
     "sidecar_pid": 43,
+    "sidecar_pids": [43, 44],
     "sidecar_port": 21000,
     "sidecar_state": "running",
     "sidecar_restarts": 0,
     "cpu_percent": 1.25,
     "memory_bytes": 6 << 20,
+    "sidecar_cpu_percent": 0.5,
     "sidecar_memory_bytes": None,
     "reason": None,
     "next_try_in_s": None,
@@ -79,6 +81,7 @@ INTENTION = {
 LEAF = {
     "service": "web",
     "instance": "web.1",
+    "worker": 1,
     "identity": "spiffe://shop.mesh/ns/default/dc/local/svc/web",
     "serial": "0a",
     "not_before": 1.0,
@@ -308,6 +311,15 @@ def test_certs(api: Api, shell: Shell) -> None:
     api.answers["GET /v1/meshrun/roots"] = (200, [root])
     assert shell("certs -roots")[1].splitlines()[1].split()[:2] == ["shop.mesh", "yes"]
     assert json.loads(shell("certs show -roots -json")[1]) == [root]
+
+
+def test_leaves_show_their_worker_where_a_sidecar_has_several(api: Api, shell: Shell) -> None:
+    other = LEAF | {"worker": 2, "serial": "0b"}
+    api.answers["GET /v1/meshrun/certs"] = (200, [LEAF])
+    assert shell("certs")[1].splitlines()[0].split()[:2] == ["INSTANCE", "ISSUED"]
+    api.answers["GET /v1/meshrun/certs"] = (200, [LEAF, other])
+    rows = [line.split()[:2] for line in shell("certs")[1].splitlines()]
+    assert rows == [["INSTANCE", "WORKER"], ["web.1", "1"], ["web.1", "2"]]
 
 
 def test_rotate_shows_what_was_rotated(api: Api, shell: Shell) -> None:

@@ -59,6 +59,7 @@ def test_an_app_needs_only_a_command() -> None:
     assert (app.port, app.protocol, app.instances, app.restart) == (None, "tcp", 1, "on-failure")
     assert app.stop == Stop(signal=Signals.SIGTERM, timeout_s=5.0)
     assert app.ready is None
+    assert (app.workers, app.max_connections) == (1, 10_000)
     assert app.line == 1
 
 
@@ -72,7 +73,13 @@ def test_everything_about_an_app_is_read() -> None:
         port = 8080
         protocol = "grpc"
         instances = 2
-        upstreams = ["db", { service = "web", as = "Me", port = 21010, connect_timeout = "1s" }]
+        workers = 4
+        max_connections = 500
+        upstreams = [
+            "db",
+            { service = "web", as = "Me", port = 21010, connect_timeout = "1s" },
+            { service = "db", as = "few", max_connections = 4 },
+        ]
         depends_on = { db = "started" }
         ready = { http = "/ok", interval = "1s", timeout = "2s", failures = 4, deadline = "1m" }
         restart = "never"
@@ -81,6 +88,8 @@ def test_everything_about_an_app_is_read() -> None:
         env = { A = "${UPSTREAM_ME_URL}", N = 7 }
         [services.db]
         address = "${DB:-127.0.0.1:5432}"
+        workers = 2
+        max_connections = 100
         """,
         {"HOME": "/home/caller"},
     )
@@ -93,6 +102,7 @@ def test_everything_about_an_app_is_read() -> None:
     assert app.upstreams == (
         UpstreamReference(service="db", name="db"),
         UpstreamReference(service="web", name="Me", port=21010, connect_timeout_s=1.0),
+        UpstreamReference(service="db", name="few", max_connections=4),
     )
     assert app.depends_on == {"db": "started"}
     assert app.ready == HttpProbe(
@@ -101,7 +111,10 @@ def test_everything_about_an_app_is_read() -> None:
     assert app.stop == Stop(signal=Signals.SIGINT, timeout_s=0.5)
     assert (app.port, app.protocol, app.instances) == (8080, "grpc", 2)
     assert (app.restart, app.connect_timeout_s) == ("never", 10.0)
-    assert configuration.services["db"].address == "${DB:-127.0.0.1:5432}"
+    assert (app.workers, app.max_connections) == (4, 500)
+    database = configuration.services["db"]
+    assert database.address == "${DB:-127.0.0.1:5432}"
+    assert (database.workers, database.max_connections) == (2, 100)
 
 
 def test_a_list_of_dependencies_means_ready() -> None:

@@ -86,6 +86,52 @@ def test_one_that_takes_no_calls_has_no_port_and_no_inbound_side() -> None:
     assert "PORT" not in instance.environment
 
 
+def test_a_sidecar_has_as_many_workers_as_the_file_says_and_they_are_told_apart_by_number() -> None:
+    made = make(
+        configuration(
+            app("web", workers=2, instances=2), app("api"), db=External(name="db", address="h:1")
+        )
+    )
+    assert [[worker.name for worker in i.sidecar] for i in made.instances] == [
+        ["web.1/1", "web.1/2"],
+        ["web.2/1", "web.2/2"],
+        ["api.1"],
+        ["db.1"],
+    ]
+    assert made.of("web")[0].sidecar[1].title == "worker 2 of the sidecar of web.1"
+    assert made.of("api")[0].sidecar[0].title == "sidecar of api.1"
+
+
+@pytest.mark.parametrize(("workers", "limit"), [(1, 10_000), (3, 100), (64, 64), (7, 30_000)])
+def test_the_parts_of_a_limit_add_up_to_it_and_none_is_empty(workers: int, limit: int) -> None:
+    (instance,) = make(configuration(app("web", workers=workers))).instances
+    parts = [worker.part(limit) for worker in instance.sidecar]
+    assert sum(parts) == limit
+    assert 0 < min(parts) <= max(parts) <= min(parts) + 1
+
+
+def test_limits_are_those_of_the_file() -> None:
+    few = replace(to("db"), max_connections=7)
+    config = configuration(
+        app("web", max_connections=100, upstreams=(few,)),
+        db=External(name="db", address="h:1", max_connections=20, workers=2),
+    )
+    web, db = make(config).instances
+    assert (web.max_connections, web.upstreams[0].max_connections) == (100, 7)
+    assert (db.max_connections, db.workers) == (20, 2)
+
+
+def test_workers_are_counted_before_there_is_a_plan() -> None:
+    config = configuration(
+        app("web", workers=3, instances=2),
+        app("api"),
+        db=External(name="db", address="h:1", workers=2),
+    )
+    assert plan.count_workers(config, Selection()) == 9
+    assert plan.count_workers(config, Selection(scale={"web": 1})) == 6
+    assert plan.count_workers(config, Selection(names=("db",))) == 2
+
+
 def test_ports_are_remembered_by_who_holds_them() -> None:
     config = configuration(app("web", upstreams=(to("api"),)), app("api"))
     made = make(config, remembered={"web.1": 20500, "web.1 upstream api": 21500})
