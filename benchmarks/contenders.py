@@ -118,7 +118,7 @@ class Meshrun:
             instances = json.loads(_meshrun(folder, "ps", "--json"))
             environment = json.loads(_meshrun(folder, "env", "client", "--json"))
             sides = {
-                "client" if row["app"] == "client" else "server": [row["sidecar_pid"]]
+                "client" if row["app"] == "client" else "server": row["sidecar_pids"]
                 for row in instances
             }
             yield Pair(int(environment["UPSTREAM_BACKEND_PORT"]), sides)

@@ -75,16 +75,19 @@ async def _connect(poller: Poller, family: int, address: tuple[str, int]) -> soc
 
 
 @contextmanager
-def watched(poller: Poller, sock: socket.socket, on_gone: Callable[[], object]) -> Iterator[None]:
+def watched(
+    poller: Poller, sock: socket.socket, on_gone: Callable[[], object], *, asked: bool = False
+) -> Iterator[None]:
     """Call `on_gone`, at most once, if the other side of `sock` hangs up within the block.
 
-    Nothing is read. An end behind bytes that wait is a request whose sender has finished writing,
-    and no hang-up; an end behind nothing is taken for one.
+    Nothing is read. An end behind bytes that wait, or that have been read already (`asked`), is a
+    request whose sender has finished writing, and no hang-up; an end behind nothing is taken for
+    one.
     """
     descriptor = sock.fileno()
 
     def came(events: int) -> None:
-        if events & BROKEN or not _has_bytes(sock):
+        if events & BROKEN or not (asked or _has_bytes(sock)):
             on_gone()
         else:
             poller.change(descriptor, ONCE)

@@ -1,26 +1,28 @@
-"""Who may call the app, and who is calling it: every caller passes here, and stays known inside.
-
-Pure: what to do with a caller is its own `cut`.
-"""
+"""Who may call the app, and who is calling it: every caller passes here, and stays known."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy.framing import Refusal
+from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.intentions import Decision, decide
 from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
 from meshrun.proxy.reports import Report
+from meshrun.proxy.splice import Splice
 
 __all__ = ["Call", "Gate"]
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A caller that was let in; `cut` ends its connection whatever state it is in."""
+    """A caller that was let in; `cut` ends its connection whatever state it is in.
+
+    `splice` is that of its connection to the app, once there is one.
+    """
 
     source: str
     cut: Callable[[str], object]
-    live: bool = False
+    splice: Splice | None = None
 
 
 class Gate:
@@ -30,6 +32,7 @@ class Gate:
         self._report = report
         self._snapshot: Snapshot | None = None
         self._calls: set[Call] = set()
+        self._idle = IdleWatch(self._splices, self._idle_cut)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -47,10 +50,11 @@ class Gate:
     def apply(self, snapshot: Snapshot) -> None:
         """Obey `snapshot`: on return no call is left that it forbids."""
         self._snapshot = snapshot
+        self._idle.set(None if snapshot.inbound is None else snapshot.inbound.idle_timeout_s)
         for call in list(self._calls):
             decision = self._decide(call.source)
             if not decision.allowed:
-                self._report(_denied(call.source, decision, live=call.live))
+                self._report(_denied(call.source, decision, live=call.splice is not None))
                 self.leave(call)
                 call.cut(decision.reason)
 
@@ -62,17 +66,18 @@ class Gate:
             return Refusal.DENIED
         most = self.app.max_connections
         if len(self._calls) >= most:
-            reason = f"{most} connections are open, which is its max_connections"
+            reason = f"{most} connections are open, and no more are allowed (max_connections)"
             self._report(ConnectionFailed(upstream=None, reason=reason))
             return Refusal.BUSY
         call = Call(source, cut)
         self._calls.add(call)
         return call
 
-    def connected(self, call: Call, cut: Callable[[str], object]) -> None:
-        """The app has been reached for `call`: from now on `cut` ends it."""
-        call.cut, call.live = cut, True
+    def connect(self, call: Call, splice: Splice) -> None:
+        """The app has been reached for `call`: from now on to end it is to reset `splice`."""
+        call.cut, call.splice = splice.reset, splice
         self._calls.add(call)
+        self._idle.connected()
 
     def leave(self, call: Call) -> None:
         """Forget a caller, whose connection is over."""
@@ -80,8 +85,15 @@ class Gate:
 
     def close(self) -> None:
         """Cut every call."""
+        self._idle.close()
         for call in list(self._calls):
             call.cut("the sidecar stops")
+
+    def _splices(self) -> list[Splice]:
+        return [call.splice for call in self._calls if call.splice is not None]
+
+    def _idle_cut(self, reason: str) -> None:
+        self._report(ConnectionFailed(upstream=None, reason=reason))
 
     def _decide(self, source: str) -> Decision:
         snapshot = self.snapshot

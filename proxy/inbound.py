@@ -143,7 +143,7 @@ class Inbound:
         if isinstance(call, Refusal):
             return False
         try:
-            app = await self._reach_app(caller.secured.sock)
+            app = await self._reach_app(caller.secured)
         except OSError as error:
             reason = error.strerror or str(error)
             self._report(ConnectionFailed(upstream=None, reason=reason))
@@ -153,14 +153,16 @@ class Inbound:
         self._join(call, app, caller)
         return True
 
-    async def _reach_app(self, peer: socket.socket) -> socket.socket:
-        # What the caller sends meanwhile stays in the kernel.
-        with dial.watched(self._poller, peer, _current_task().cancel):
+    async def _reach_app(self, peer: Secured) -> socket.socket:
+        # What the caller sends meanwhile stays in the kernel; what came with its last flight does
+        # not.
+        cancel = _current_task().cancel
+        with dial.watched(self._poller, peer.sock, cancel, asked=bool(peer.incoming.pending)):
             return await callee.reach(self._poller, self._gate.app)
 
     def _join(self, call: Call, app: socket.socket, caller: _Caller) -> None:
         splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
-        self._gate.connected(call, splice.reset)
+        self._gate.connect(call, splice)
         Direct(Pump(self._poller, caller.secured), splice).start()
 
 

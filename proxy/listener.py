@@ -12,8 +12,9 @@ __all__ = ["STARVED", "Listener"]
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 PAUSE_S = 0.1
 
-# How many are accepted before other connections have their turn.
-BATCH = 64
+# How many are accepted before others have their turn: other connections, and other workers on the
+# same listener, of which the first awake would else take a whole burst.
+BATCH = 4
 
 
 class _State(Enum):

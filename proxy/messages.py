@@ -56,7 +56,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 
     `identity` is the SPIFFE ID that every endpoint must prove. `connect_timeout_s` bounds how long
     a connection is parked while no endpoint takes it. More than `max_connections` at the same time
-    are refused.
+    are refused; one on which nothing moves for `idle_timeout_s` is cut.
     """
 
     name: str
@@ -65,18 +65,21 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float
     endpoints: tuple[Endpoint, ...]
     max_connections: int = MOST_CONNECTIONS
+    idle_timeout_s: float | None = None
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """Where the app itself listens; `connect_timeout_s` bounds how long its dial is repeated.
 
-    More than `max_connections` at the same time are refused.
+    More than `max_connections` at the same time are refused; one on which nothing moves for
+    `idle_timeout_s` is cut.
     """
 
     host: str
     port: int
     connect_timeout_s: float
     max_connections: int = MOST_CONNECTIONS
+    idle_timeout_s: float | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):

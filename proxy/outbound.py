@@ -8,7 +8,7 @@ parked; what the app sends meanwhile stays in the kernel.
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
 
@@ -20,6 +20,7 @@ from meshrun.proxy.direct import Direct
 from meshrun.proxy.errors import IdentityError, PeerError
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.identity import EXPIRED, Identity
+from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.listener import STARVED
 from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
 from meshrun.proxy.poller import Poller
@@ -76,6 +77,7 @@ class Outbound:
         self._changed = asyncio.Event()
         self._parked: set[asyncio.Task[None]] = set()
         self._live: set[Splice] = set()
+        self._idle = IdleWatch(lambda: self._live, self._failed)
         self._tunnels: set[OutboundTunnel] = set()
         self._warming: dict[Endpoint, asyncio.Task[None]] = {}
         self._upstream = upstream
@@ -88,6 +90,7 @@ class Outbound:
         if self._connector.identity != identity:
             self._connector = Connector(self._poller, identity)
         self._upstream = upstream
+        self._idle.set(upstream.idle_timeout_s)
         self._balancer.update(upstream.endpoints)
         self._pool.keep_to(set(upstream.endpoints))
         self._changed.set()
@@ -101,7 +104,7 @@ class Outbound:
         """Take over a connection that was accepted."""
         most = self._upstream.max_connections
         if len(self._live) + len(self._parked) >= most:
-            self._failed(f"{most} connections to it are open, which is its max_connections")
+            self._failed(f"{most} connections are open, and no more are allowed (max_connections)")
             sockets.reset(sock)
             return
         call = _Call(sock, self._loop.time() + self._upstream.connect_timeout_s)
@@ -115,6 +118,7 @@ class Outbound:
 
     def close(self) -> None:
         """Reset every connection."""
+        self._idle.close()
         for task in [*self._parked, *self._warming.values()]:
             task.cancel()
         for splice in list(self._live):
@@ -170,6 +174,7 @@ class Outbound:
 
         splice = Splice(self._poller, call.app, ended)
         self._live.add(splice)
+        self._idle.connected()
         tunnel.open(splice, call.leftover, unaccepted)
 
     def _try_again(
@@ -260,10 +265,9 @@ class Outbound:
             call.rounds += 1
         task = asyncio.current_task()
         assert task is not None
-        # An end that was read already would look like a hang-up.
-        ended = call.leftover.ended
-        watch = nullcontext() if ended else dial.watched(self._poller, call.app, task.cancel)
-        with watch:
+        # What was read already is no hang-up.
+        asked = call.leftover != Leftover()
+        with dial.watched(self._poller, call.app, task.cancel, asked=asked):
             del task  # the traceback of a cancelled task holds this frame: it would be a cycle
             while True:
                 await self._park(call.rounds)
@@ -322,6 +326,7 @@ class Outbound:
 
         splice = Splice(self._poller, call.app, ended)
         self._live.add(splice)
+        self._idle.connected()
         direct = Direct(Pump(self._poller, connection.secured), splice)
         direct.start()
         leftover = call.leftover

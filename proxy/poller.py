@@ -53,6 +53,11 @@ class Poller(selectors.BaseSelector):
 
     # For connections.
 
+    @property
+    def watched(self) -> int:
+        """How many descriptors of connections there are."""
+        return len(self._callbacks)
+
     def add(self, descriptor: int, events: int, callback: Callback) -> None:
         """Call `callback` for `events` of `descriptor`; `BROKEN` always comes too."""
         self._epoll.register(descriptor, events)

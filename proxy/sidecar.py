@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 # cryptography itself imports this only when a first leaf is requested; by then a sidecar may have
@@ -24,6 +24,7 @@ from meshrun.proxy.channel import Channel
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
 from meshrun.proxy.listener import Listener
+from meshrun.proxy.memory import Trimmer
 from meshrun.proxy.messages import (
     Enforced,
     FromSidecar,
@@ -71,11 +72,12 @@ class Sidecar:
         )
         self._reporter = Reporter(self._send)
         self._identity = Identity(self._send, time.time, self._rng, self._rotated)
+        self._trimmer = Trimmer(lambda: poller.watched)
         self._snapshot: Snapshot | None = None
         self._inbound = Inbound(self._poller, self._identity, self._reporter.report)
         self._inbound_listener: Listener | None = None
         if inbound_listener is not None:
-            self._inbound_listener = Listener(inbound_listener, self._inbound.serve, self._warn)
+            self._inbound_listener = self._listener(inbound_listener, self._inbound.serve)
         self._upstream_sockets = dict(upstream_listeners)
         self._outbounds: dict[str, tuple[Outbound, Listener]] = {}
         self.closed = asyncio.Event()
@@ -83,6 +85,7 @@ class Sidecar:
     def close(self) -> None:
         """Close everything at once."""
         self._identity.close()
+        self._trimmer.close()
         self._reporter.close()
         for listener in self._listeners():
             listener.close()
@@ -126,7 +129,7 @@ class Sidecar:
                 outbound = Outbound(
                     self._poller, self._identity, self._reporter.report, self._rng, upstream
                 )
-                listener = Listener(sock, outbound.serve, self._warn)
+                listener = self._listener(sock, outbound.serve)
                 self._outbounds[upstream.name] = (outbound, listener)
         self._open_listeners()
         self._send(Enforced(version=snapshot.version))
@@ -153,6 +156,13 @@ class Sidecar:
                 listener.resume()
             else:
                 listener.pause()
+
+    def _listener(self, sock: socket.socket, serve: Callable[[socket.socket], None]) -> Listener:
+        def accepted(connection: socket.socket) -> None:
+            serve(connection)
+            self._trimmer.connected()
+
+        return Listener(sock, accepted, self._warn)
 
     def _listeners(self) -> list[Listener]:
         inbound = [self._inbound_listener] if self._inbound_listener is not None else []

@@ -3,10 +3,13 @@
 import socket
 import struct
 
-__all__ = ["adopt_listener", "close", "connecting", "end", "reset", "set_up"]
+__all__ = ["adopt_listener", "close", "connecting", "end", "idle_s", "reset", "set_up"]
 
 # l_onoff, l_linger: closing sends a reset and throws away what is unsent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+# tcpi_last_data_sent and tcpi_last_data_recv in struct tcp_info (linux/tcp.h), in milliseconds.
+LAST_DATA = struct.Struct("44x I 4x I")
 
 
 def adopt_listener(descriptor: int) -> socket.socket:
@@ -38,6 +41,13 @@ def connecting(family: int, address: tuple[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def idle_s(sock: socket.socket) -> float:
+    """Return how long nothing was sent or received; raises OSError (tcp(7), TCP_INFO)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA.size)
+    sent_ms, received_ms = LAST_DATA.unpack(info)
+    return float(min(sent_ms, received_ms)) / 1000
 
 
 def close(sock: socket.socket) -> None:

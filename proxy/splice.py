@@ -117,6 +117,10 @@ class Splice:
         carrier.abort()
         self._tell(reason)
 
+    def idle_s(self) -> float:
+        """Return how long nothing was sent to the app or received from it."""
+        return sockets.idle_s(self._app)
+
     def detach(self) -> socket.socket:
         """Give the app's connection back, before anything was delivered to it."""
         self._poller.remove(self._app.fileno())

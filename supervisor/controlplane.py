@@ -170,6 +170,7 @@ class ControlPlane:
                 port=port,
                 connect_timeout_s=instance.connect_timeout_s,
                 max_connections=worker.part(instance.max_connections),
+                idle_timeout_s=instance.idle_timeout_s,
             )
         return messages.Snapshot(
             version=version,
@@ -191,6 +192,7 @@ class ControlPlane:
                     identity=str(upstream.identity),
                     connect_timeout_s=upstream.connect_timeout_s,
                     max_connections=worker.part(upstream.max_connections),
+                    idle_timeout_s=upstream.idle_timeout_s,
                     endpoints=self._endpoints(upstream.service),
                 )
                 for upstream in instance.upstreams

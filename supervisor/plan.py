@@ -59,6 +59,7 @@ class PlannedUpstream:
     protocol: Protocol
     connect_timeout_s: float
     max_connections: int
+    idle_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Instance:
     `port` is where the app listens, `inbound_port` where its sidecar does; both are None for an app
     that takes no calls. `target` is where the sidecar finds the app. `workers` is how many
     processes the sidecar has, `max_connections` how many connections the app gets through it at the
-    same time.
+    same time, `idle_timeout_s` when one on which nothing moves is cut.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Instance:
     upstreams: tuple[PlannedUpstream, ...]
     connect_timeout_s: float
     max_connections: int
+    idle_timeout_s: float | None = None
     workers: int = 1
     argv: tuple[str, ...] = ()
     cwd: str = ""
@@ -295,6 +297,7 @@ def _app_instance(
         upstreams=upstreams,
         connect_timeout_s=app.connect_timeout_s,
         max_connections=app.max_connections,
+        idle_timeout_s=app.idle_timeout_s,
         workers=app.workers,
         argv=_argv(app, lookup),
         cwd=str(_folder(configuration.folder, app, lookup)),
@@ -316,6 +319,7 @@ def _upstream(
         protocol=target.protocol,
         connect_timeout_s=reference.connect_timeout_s,
         max_connections=reference.max_connections,
+        idle_timeout_s=reference.idle_timeout_s,
     )
 
 
@@ -366,6 +370,7 @@ def _external_instance(
         upstreams=(),
         connect_timeout_s=5.0,
         max_connections=external.max_connections,
+        idle_timeout_s=external.idle_timeout_s,
         workers=external.workers,
         probe=_probe(external.ready, caller),
     )

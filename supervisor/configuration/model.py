@@ -86,7 +86,8 @@ class Stop:
 class UpstreamReference:
     """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given.
 
-    `max_connections` is how many connections to it an instance may have at the same time.
+    `max_connections` is how many connections to it an instance may have at the same time; one on
+    which nothing moves for `idle_timeout_s` is cut.
     """
 
     service: str
@@ -94,6 +95,7 @@ class UpstreamReference:
     port: int | None = None
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
+    idle_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ class App:
     `expand` says whether `${NAME}` is expanded in the command; a shell does its own expanding.
     `port` is None to have one allocated, 0 for an app that takes no calls. `workers` is how many
     processes the sidecar of each instance has, `max_connections` how many connections an instance
-    may get through it at the same time.
+    may get through it at the same time, `idle_timeout_s` when one on which nothing moves is cut.
     """
 
     name: str
@@ -125,6 +127,7 @@ class App:
     stop: Stop = Stop()
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
+    idle_timeout_s: float | None = None
     line: int = 0
 
 
@@ -138,6 +141,7 @@ class External:
     ready: Probe | None = None
     workers: int = 1
     max_connections: int = MOST_CONNECTIONS
+    idle_timeout_s: float | None = None
     line: int = 0
 
 

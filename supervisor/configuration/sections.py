@@ -61,17 +61,17 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "restart", "stop", "connect_timeout"),
-    "max_connections",
+    *("max_connections", "idle_timeout"),
 )
 APP_KEYS_LATER = (
     *("alive", "watch", "tty", "limits", "user", "hooks", "every", "split", "retries"),
 )
-UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout", "max_connections")
+UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout", "max_connections", "idle_timeout")
 UPSTREAM_KEYS_LATER = ("split", "retries")
 PROBE_KEYS = ("interval", "timeout", "failures", "deadline")
 PROBE_KINDS = ("http", "tcp")
 PROBE_KINDS_LATER = ("exec", "log", "notify")
-SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections")
+SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections", "idle_timeout")
 SERVICE_KEYS_LATER = ("alive",)
 INTENTION_KEYS = ("from", "to", "action")
 INTENTION_KEYS_LATER = (
@@ -88,6 +88,7 @@ _LONGEST_LEAF_TTL = "8760h"
 """Consul's bound for `leaf_cert_ttl`: one year."""
 
 _SHORTEST_WAIT = "1ms"
+_SHORTEST_IDLENESS = "1s"
 _MOST_FAILURES = 1000
 
 
@@ -155,6 +156,7 @@ def read_app(
             "connect_timeout", duration(_SHORTEST_WAIT), app.connect_timeout_s
         ),
         max_connections=_read_max_connections(table),
+        idle_timeout_s=_read_idle_timeout(table),
     )
 
 
@@ -164,6 +166,10 @@ def _read_workers(table: Table) -> int:
 
 def _read_max_connections(table: Table) -> int:
     return table.read("max_connections", integer(1, HIGHEST_LIMIT), MOST_CONNECTIONS)
+
+
+def _read_idle_timeout(table: Table) -> float | None:
+    return table.read("idle_timeout", duration(_SHORTEST_IDLENESS), None)
 
 
 def _check_name(table: Table) -> None:
@@ -256,6 +262,7 @@ def _read_upstream(table: Table, value: object, path: KeyPath) -> UpstreamRefere
         port=upstream.read("port", integer(1, HIGHEST_PORT), None),
         connect_timeout_s=upstream.read("connect_timeout", duration(_SHORTEST_WAIT), 5.0),
         max_connections=_read_max_connections(upstream),
+        idle_timeout_s=_read_idle_timeout(upstream),
     )
 
 
@@ -342,6 +349,7 @@ def read_services(top: Table) -> dict[str, External]:
             ready=_read_probe(table),
             workers=_read_workers(table),
             max_connections=_read_max_connections(table),
+            idle_timeout_s=_read_idle_timeout(table),
             line=table.document.key(table.path).line,
         )
     return services

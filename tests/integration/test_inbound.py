@@ -270,6 +270,30 @@ def test_a_deny_reaches_parked_calls(mesh: Mesh) -> None:
             assert app.accepted == 0
 
 
+def test_a_caller_that_says_everything_with_its_last_flight_and_goes_is_heard(
+    mesh: Mesh, server: ControlledSidecar
+) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = mesh.client_context(mesh.leaf("client")).wrap_bio(incoming, outgoing)
+    address = ("127.0.0.1", server.endpoint.port)
+    with socket.create_connection(address, timeout=20) as plain:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                plain.sendall(outgoing.read())
+                incoming.write(plain.recv(65536))
+        tls.write(b"all of it")
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.unwrap()  # it says close_notify, and would wait for the other's
+        plain.sendall(outgoing.read())
+        plain.shutdown(socket.SHUT_WR)
+        while data := plain.recv(65536):
+            incoming.write(data)
+    assert tls.read(100) == b"all of it"
+
+
 def test_a_peer_that_resets_while_parked_is_given_up(mesh: Mesh) -> None:
     with listen() as reserved:
         port = port_of(reserved)

@@ -22,7 +22,7 @@ KEYS = st.sampled_from(
         *("command", "shell", "env", "port", "instances", "upstreams", "service", "as", "ready"),
         *("depends_on", "http", "tcp", "exec", "interval", "stop", "signal", "timeout", "restart"),
         *("address", "protocol", "from", "to", "action", "methods", "\u001b[2J", ""),
-        *("workers", "max_connections"),
+        *("workers", "max_connections", "idle_timeout"),
     ]
 )
 SCALARS = st.sampled_from(
