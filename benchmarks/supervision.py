@@ -58,8 +58,8 @@ DESCRIPTIONS = {
         f" and the slowest of {CRASHES} apps, each killed once, at moments spread over a second."
         " meshrun keeps the app's sidecar, and first ends what the app has left of its session."
         " supervisord sees the end at once, but starts the app when its loop has waited for one"
-        " more second, with startsecs=0 too. honcho restarts nothing: when one app ends, it ends"
-        " all."
+        " more second, or two, with startsecs=0 too. honcho restarts nothing: when one app ends, it"
+        " ends all."
     ),
     STOP: (
         f"From SIGTERM to the manager until {APPS} apps, which all end at SIGTERM, and every"

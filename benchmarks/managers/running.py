@@ -23,6 +23,8 @@ __all__ = ["Own", "Running", "start", "voluntary_switches"]
 MARKER = "BENCHMARK_RUN"
 # Of the output of a manager that failed, as much as a reader wants.
 SHOWN_CHARACTERS = 2000
+# Variables that would make a manager other than it is delivered.
+SETTINGS = ("MESHRUN_", "PYTHON")
 KILL_AFTER_S = 5.0
 GIVE_UP_AFTER_S = 10.0
 
@@ -175,7 +177,9 @@ def _switches(task: Path) -> int:
 
 
 def _environment(run: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MESHRUN_")}
+    # All three are Python: with PYTHONDONTWRITEBYTECODE an editable install is compiled at each
+    # start, and what pip installed is not.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
     return {**inherited, MARKER: run}
 
 

@@ -137,6 +137,16 @@ def test_a_manager_that_fails_is_reported_with_what_it_said(tmp_path: Path) -> N
         up(running)
 
 
+def test_a_manager_runs_as_delivered_whatever_the_caller_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("MESHRUN_STATE_DIR", "elsewhere")
+    asking = ShellManager('echo "<$PYTHONDONTWRITEBYTECODE$MESHRUN_STATE_DIR>"; exit 3')
+    with start(asking, 1, tmp_path) as running, pytest.raises(BenchmarkError, match="said: <>"):
+        up(running)
+
+
 def test_nothing_is_left_of_a_manager_that_does_not_end_its_apps(tmp_path: Path) -> None:
     careless = ShellManager("{commands}\nwait")
     with start(careless, 3, tmp_path) as running:
