@@ -108,7 +108,7 @@ class Inbound:
             finally:
                 # In no variable: the traceback of a cancelled task holds this frame, which would
                 # hold the task, and a stranger's TLS state would stay until the collector comes.
-                self._forget(_current_task())
+                self._forget(tasks.current())
             if tls.speaks_tunnel(caller.secured.tls):
                 self._start_tunnel(caller)
             elif not await self._serve_directly(caller):
@@ -156,7 +156,7 @@ class Inbound:
     async def _reach_app(self, peer: Secured) -> socket.socket:
         # What the caller sends meanwhile stays in the kernel; what came with its last flight does
         # not.
-        cancel = _current_task().cancel
+        cancel = tasks.current().cancel
         with dial.watched(self._poller, peer.sock, cancel, asked=bool(peer.incoming.pending)):
             return await callee.reach(self._poller, self._gate.app)
 
@@ -168,7 +168,7 @@ class Inbound:
 
 def _canceller() -> Callable[[str], None]:
     # Weak: the call is in a frame of the task itself, which its traceback would keep.
-    task = weakref.ref(_current_task())
+    task = weakref.ref(tasks.current())
 
     def cancel(_reason: str) -> None:
         living = task()
@@ -176,9 +176,3 @@ def _canceller() -> Callable[[str], None]:
             living.cancel()
 
     return cancel
-
-
-def _current_task() -> asyncio.Task[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task

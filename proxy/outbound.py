@@ -238,6 +238,8 @@ class Outbound:
                 self._failed(f"{why} (waited {self._upstream.connect_timeout_s:g} s)")
                 return
             stack.pop_all()
+        # Counts as live from here on, and not twice until this task is seen to be done.
+        self._parked.discard(tasks.current())
         if isinstance(found, OutboundTunnel):
             self._ride(call, found)
         elif found.tunnel:
@@ -263,8 +265,7 @@ class Outbound:
             if found is not None:
                 return found
             call.rounds += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = tasks.current()
         # What was read already is no hang-up.
         asked = call.leftover != Leftover()
         with dial.watched(self._poller, call.app, task.cancel, asked=asked):

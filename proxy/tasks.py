@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
-__all__ = ["start"]
+__all__ = ["current", "start"]
 
 T = TypeVar("T")
 
@@ -39,4 +39,11 @@ def start(
             )
 
     task.add_done_callback(done)
+    return task
+
+
+def current() -> asyncio.Task[None]:
+    """Return the task that calls."""
+    task = asyncio.current_task()
+    assert task is not None, "no task calls"
     return task
