@@ -3,6 +3,7 @@
 A run's part stands between two marks; the text around them is people's.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.numbers import shown
@@ -13,7 +14,7 @@ __all__ = ["MissingMarksError", "chart_name", "headline", "insert", "render"]
 MIB = 1 << 20
 EMPTY = "-"
 # What stands in summary and charts beside the first metric of a workload.
-HEADLINES = frozenset({"p99", "CPU", "pair before"})
+HEADLINES = frozenset({"p99", "CPU", "pair before", "ready", "without sidecars"})
 
 
 class MissingMarksError(ValueError):
@@ -106,10 +107,11 @@ def _verdict(ours: Measurement, theirs: Measurement | None) -> str:
     comparison = None if theirs is None else compare(ours, theirs)
     if comparison is None:
         return EMPTY
-    ratio = f"{comparison.ratio:.2f}"
+    # Against zero there is no number of times.
+    ratio = f"{comparison.ratio:.2f} " if 0 < comparison.ratio < math.inf else ""
     if not comparison.apart:
-        return f"{ratio} even"
-    return f"{ratio} wins" if comparison.ratio > 1 else f"**{ratio} loses**"
+        return f"{ratio}even"
+    return f"{ratio}wins" if comparison.ratio > 1 else f"**{ratio}loses**"
 
 
 def _table(measurements: Sequence[Measurement]) -> str:

@@ -1,5 +1,6 @@
 """What a run of the benchmarks measured, and what follows from it: pure, and kept as JSON."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -118,14 +119,19 @@ class Comparison:
 
 
 def compare(ours: Measurement, theirs: Measurement) -> Comparison | None:
-    """Compare the medians; None where one of them is zero, or they are not of the same thing."""
+    """Compare the medians; None where both are zero, or they are not of the same thing.
+
+    Against zero the ratio is infinite or zero.
+    """
     if (ours.workload, ours.metric, ours.unit) != (theirs.workload, theirs.metric, theirs.unit):
         return None
-    if not ours.median or not theirs.median:
+    better, worse = ours.median, theirs.median
+    if ours.better == "lower":
+        better, worse = worse, better
+    if not better and not worse:
         return None
-    ratio = ours.median / theirs.median
     return Comparison(
-        ratio=ratio if ours.better == "higher" else 1 / ratio,
+        ratio=better / worse if worse else math.inf,
         apart=ours.lowest > theirs.highest or ours.highest < theirs.lowest,
     )
 

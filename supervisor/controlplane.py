@@ -108,7 +108,7 @@ class ControlPlane:
         )
         link.sent, link.serving, link.ready = None, None, False
         link.issued.clear()
-        self._publish_to(link)
+        self._publish_to(link, self._intentions())
 
     def detach(self, worker: Worker) -> None:
         """Forget the channel of a worker that has ended."""
@@ -137,21 +137,22 @@ class ControlPlane:
 
     def publish(self) -> None:
         """Send every running worker its snapshot if it differs from what that one has."""
+        intentions = self._intentions()  # once for all of them: it asks the database
         for link in self._links:
-            self._publish_to(link)
+            self._publish_to(link, intentions)
 
-    def _publish_to(self, link: _Link) -> None:
+    def _publish_to(self, link: _Link, intentions: Sequence[Intention]) -> None:
         # Kept by name: sending may find the sidecar dead, and then the link has no channel.
         channel = link.channel
         if channel is None:
             return
         version = link.sent.version if link.sent is not None else 0
-        snapshot = self._snapshot(link.worker, version)
+        snapshot = self._snapshot(link.worker, version, intentions)
         if snapshot == link.sent:
             return
         self._version += 1
         # Noted before it is sent: one that cannot be sent is never acknowledged, and not obeyed.
-        link.sent = self._snapshot(link.worker, self._version)
+        link.sent = self._snapshot(link.worker, self._version, intentions)
         try:
             channel.send(link.sent)
         except ChannelError as error:
@@ -160,7 +161,9 @@ class ControlPlane:
         if channel.pending_bytes > BACKLOG_LIMIT_BYTES:
             self._observer.worker_broke(link.worker, "it does not read its snapshots")
 
-    def _snapshot(self, worker: Worker, version: int) -> messages.Snapshot:
+    def _snapshot(
+        self, worker: Worker, version: int, intentions: Sequence[Intention]
+    ) -> messages.Snapshot:
         instance = worker.instance
         inbound = None
         if instance.target is not None and instance.inbound_port is not None:
@@ -180,9 +183,7 @@ class ControlPlane:
             roots=(self._root.certificate_der,),
             default_action=self.default_action,
             intentions=tuple(
-                _bare(i)
-                for i in self._intentions()
-                if i.destination in (instance.service, WILDCARD)
+                _bare(i) for i in intentions if i.destination in (instance.service, WILDCARD)
             ),
             inbound=inbound,
             upstreams=tuple(

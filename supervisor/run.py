@@ -83,6 +83,7 @@ class Run:
         self._bodies: list[bodies.AppBody] = []
         self._instances = {instance.name: instance for instance in self.plan.instances}
         self._run_file_due: asyncio.Handle | None = None
+        self._known: dict[str, runfile.Recorded] = {}
         self.killed_at: float | None = None
         self.control = ControlPlane(
             self.plan, prepared.root, prepared.book.effective, self, time.time
@@ -136,6 +137,7 @@ class Run:
         self._tell_who_is_ready()
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
+            self._known.pop(instance.name, None)
             self._run_file_changed()
         self._changed()
 
@@ -143,6 +145,7 @@ class Run:
         stopping = self.stopping or before.wanted is not lifecycle.Wanted.RUN
         self._reporter.worker_changed(worker, before, after, event, stopping)
         if after.pid != before.pid:
+            self._known.pop(f"sidecar {worker.name}", None)
             self._run_file_changed()
         self._changed()
 
@@ -432,10 +435,10 @@ class Run:
             for prefix, runners in (("", self.apps.values()), ("sidecar ", self.sidecars.runners))
             for runner in runners
             if runner.status.pid is not None
-            and (entry := _recorded(f"{prefix}{runner.name}", runner.status.pid)) is not None
+            and (entry := self._recorded(f"{prefix}{runner.name}", runner.status.pid)) is not None
         ]
-        supervisor = _recorded("supervisor", os.getpid())
-        launcher = _recorded("launcher", self._launcher.pid)
+        supervisor = self._recorded("supervisor", os.getpid())
+        launcher = self._recorded("launcher", self._launcher.pid)
         assert supervisor is not None
         return runfile.RunFile(
             run_id=self.prepared.run_id,
@@ -447,7 +450,12 @@ class Run:
             started_at=self.started_at,
         )
 
-
-def _recorded(name: str, pid: int) -> runfile.Recorded | None:
-    process = processes.identify(pid)
-    return None if process is None else runfile.Recorded(name, pid, process.start_time)
+    def _recorded(self, name: str, pid: int) -> runfile.Recorded | None:
+        # Looked up once for each process: the file is written again for every one that comes.
+        known = self._known.get(name)
+        if known is None or known.pid != pid:
+            process = processes.identify(pid)
+            if process is None:
+                return None
+            known = self._known[name] = runfile.Recorded(name, pid, process.start_time)
+        return known
