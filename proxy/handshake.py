@@ -1,5 +1,6 @@
 """TLS handshakes over non-blocking sockets, to the point where a splice takes over."""
 
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ FLIGHT_BYTES = 16 * 1024
 # OpenSSL's words for the alert no_application_protocol. Words, since Python has no name of its own
 # for it (`reason` is None) where its table of errors is older than the OpenSSL it runs with.
 NO_PROTOCOL = "alert no application protocol"
+
+# Of a reason that Python's own table lacks, as it does of most alerts, only a sentence is left.
+_sentence = re.compile(r"(?:\[.*?\] )?(.*?)(?: \(_ssl\.c:\d+\))?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,5 +112,9 @@ def _send_alert(secured: Secured) -> None:
 def _why(error: ssl.SSLError) -> str:
     # OpenSSL's own words without its file and line, which say nothing about the peer.
     detail = getattr(error, "verify_message", "") or ""
-    reason = (error.reason or str(error)).lower().replace("_", " ")
+    if error.reason:
+        reason = error.reason.lower().replace("_", " ")
+    else:
+        said = _sentence.fullmatch(str(error.args[-1]))
+        reason = said[1] if said else str(error)
     return f"{reason} ({detail})" if detail else reason

@@ -1,6 +1,7 @@
 """The pure parts of the benchmarks: comparisons, tables, charts, configurations of the peers."""
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable
@@ -124,7 +125,16 @@ def test_rounds_that_overlap_are_not_apart() -> None:
 
 def test_what_is_not_the_same_thing_is_not_compared() -> None:
     assert compare(measured("meshrun", 1), p99("envoy", 1)) is None
-    assert compare(measured("meshrun", 1), measured("envoy", 0)) is None
+    assert compare(measured("meshrun", 0), measured("envoy", 0)) is None
+
+
+def test_against_nothing_at_all_one_wins_and_the_other_loses() -> None:
+    more, less = measured("meshrun", 1), measured("meshrun", 0)
+    against_less = compare(more, measured("envoy", 0))
+    against_more = compare(less, measured("envoy", 1))
+    assert against_less is not None
+    assert against_more is not None
+    assert (against_less.ratio, against_more.ratio) == (math.inf, 0)
 
 
 def test_a_run_is_read_as_it_was_written() -> None:
