@@ -1,5 +1,6 @@
 """TLS handshakes over non-blocking sockets, to the point where a splice takes over."""
 
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ __all__ = ["Secured", "accept", "connect", "send_all"]
 # A flight of the peer with a chain of a few certificates; more comes with the next read.
 FLIGHT_BYTES = 16 * 1024
 
-# OpenSSL's names for the alert no_application_protocol: since 3.2, and before.
-NO_PROTOCOL = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL", "TLSV1_ALERT_UNKNOWN_PROTOCOL"})
+# OpenSSL's words for the alert no_application_protocol.
+NO_PROTOCOL = "alert no application protocol"
+
+# Of a reason that Python's own table lacks, as it does of most alerts, only a sentence is left.
+_sentence = re.compile(r"(?:\[.*?\] )?(.*?)(?: \(_ssl\.c:\d+\))?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +71,9 @@ async def _shake(
         await send_all(poller, sock, outgoing.read())
     except ssl.SSLError as error:
         _send_alert(secured)
-        kind = NoProtocolError if error.reason in NO_PROTOCOL else PeerError
-        raise kind(f"the TLS handshake failed: {_why(error)}") from error
+        why = _why(error)
+        kind = NoProtocolError if NO_PROTOCOL in why else PeerError
+        raise kind(f"the TLS handshake failed: {why}") from error
     except OSError as error:
         raise PeerError(f"the connection broke in the TLS handshake: {error}") from error
     return secured
@@ -106,5 +111,9 @@ def _send_alert(secured: Secured) -> None:
 def _why(error: ssl.SSLError) -> str:
     # OpenSSL's own words without its file and line, which say nothing about the peer.
     detail = getattr(error, "verify_message", "") or ""
-    reason = (error.reason or str(error)).lower().replace("_", " ")
+    if error.reason:
+        reason = error.reason.lower().replace("_", " ")
+    else:
+        said = _sentence.fullmatch(str(error.args[-1]))
+        reason = said[1] if said else str(error)
     return f"{reason} ({detail})" if detail else reason

@@ -2,13 +2,16 @@
 
 import os
 import queue
+import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -814,3 +817,41 @@ def test_an_endpoint_that_knows_no_tunnels_is_reached(mesh: Mesh, known: list[st
                 assert connection.recv(100) == b"hello"
         assert app.accepted == 3
         assert not reports(client)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_an_endpoint_that_insists_on_another_protocol_is_reached(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    leaf = mesh.leaf("server")
+    certificate = ssl.DER_cert_to_PEM_cert(leaf.chain_der[0]).encode()
+    (tmp_path / "leaf.pem").write_bytes(leaf.key_pem + certificate)
+    (tmp_path / "root.pem").write_bytes(mesh.root.certificate_pem)
+    process = subprocess.Popen(
+        [
+            *("openssl", "s_server", "-accept", "127.0.0.1:0", "-alpn", "h2", "-rev"),
+            *("-cert", str(tmp_path / "leaf.pem"), "-key", str(tmp_path / "leaf.pem")),
+            *("-CAfile", str(tmp_path / "root.pem"), "-tls1_3", "-Verify", "2"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        accepting = next(line for line in lines if line.startswith("ACCEPT "))
+        client = mesh.sidecar("client", upstreams=["server"])
+        server = msgspec.structs.replace(
+            client.endpoint, instance="server.9", port=int(accepting.rpartition(":")[2])
+        )
+        client.balance("server", server)
+        for _ in range(2):
+            with client.call("server") as connection:
+                connection.sendall(b"olleh\n")
+                assert connection.recv(100) == b"hello\n"
+        assert not reports(client)
+    finally:
+        process.kill()
+        process.communicate()
