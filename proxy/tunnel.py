@@ -122,8 +122,11 @@ class _Tunnel:
         self._splice = None
         if self.closed:
             return
-        if self._in_stream() and not self._speaking:
-            # A RESET behind the FINISH could be taken for one of the next stream.
+        # A RESET behind the FINISH could be taken for one of the next stream; one behind bytes that
+        # the peer does not take would be heard when its app reads on, if ever.
+        finished = not self._speaking and self._in_stream()
+        if finished or (self._speaking and not self._pump.empty):
+            self._speaking = False  # a stream without a splice is else one without an answer
             self.cut("")
             return
         self._pump.listen(True)

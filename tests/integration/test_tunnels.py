@@ -2,6 +2,7 @@
 
 import os
 import queue
+import select
 import shutil
 import signal
 import socket
@@ -260,6 +261,26 @@ def test_a_tunnel_outlives_a_stream_that_was_reset(route: Route) -> None:
     assert route.ask() == b"hello"
     # None was cut; the next call may have come before the reset was answered.
     assert route.relay.open == route.relay.accepted <= 5
+
+
+def test_a_reset_reaches_a_server_that_stands_still(route: Route) -> None:
+    seen: queue.Queue[int] = queue.Queue()
+
+    def stand_still(connection: socket.socket) -> None:
+        broken = select.poll()
+        broken.register(connection, 0)
+        seen.put(len(broken.poll(5000)))
+
+    route.handler = stand_still
+    route.outbound.balance("server", route.inbound.endpoint)  # the relay would stand still too
+    connection = route.call()
+    connection.settimeout(0.5)
+    try:
+        while True:
+            connection.sendall(b"x" * 1_000_000)
+    except TimeoutError:
+        reset(connection)
+    assert seen.get(timeout=20) == 1
 
 
 # Rotation.
