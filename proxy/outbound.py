@@ -260,9 +260,9 @@ class Outbound:
             call.rounds += 1
         task = asyncio.current_task()
         assert task is not None
-        # An end that was read already would look like a hang-up.
-        ended = call.leftover.ended
-        watch = nullcontext() if ended else dial.watched(self._poller, call.app, task.cancel)
+        # Of an app whose request was read already an end is no hang-up.
+        asked = call.leftover.data or call.leftover.ended
+        watch = nullcontext() if asked else dial.watched(self._poller, call.app, task.cancel)
         with watch:
             del task  # the traceback of a cancelled task holds this frame: it would be a cycle
             while True:

@@ -532,6 +532,23 @@ def test_bytes_and_the_end_behind_them_are_sent_again(mesh: Mesh) -> None:
             assert read_all(connection) == b"late"
 
 
+def test_an_end_that_was_not_read_yet_is_no_hang_up(mesh: Mesh) -> None:
+    with two_servers(mesh) as (first, second, client), client.call("server") as connection:
+        with first.accept() as peer:
+            assert peer.hear() == (Frame.OPEN, b"")
+            connection.sendall(b"all of it")
+            assert peer.hear() == (Frame.DATA, b"all of it")
+            connection.shutdown(socket.SHUT_WR)
+        client.balance("server", second.endpoint)
+        with second.accept() as peer:
+            assert peer.hear() == (Frame.OPEN, b"")
+            assert peer.hear() == (Frame.DATA, b"all of it")
+            peer.say(ACCEPTED)
+            assert peer.hear() == (Frame.FINISH, b"")
+            peer.say(data(b"late"), FINISH)
+            assert read_all(connection) == b"late"
+
+
 def test_what_was_accepted_is_never_sent_again(mesh: Mesh) -> None:
     with two_servers(mesh) as (first, second, client), client.call("server") as connection:
         with first.accept() as peer:
