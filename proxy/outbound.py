@@ -19,7 +19,7 @@ from meshrun.proxy.connector import Connection, Connector
 from meshrun.proxy.direct import Direct
 from meshrun.proxy.errors import IdentityError, PeerError
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.identity import EXPIRED, Identity
+from meshrun.proxy.identity import EXPIRED, Credentials, Identity
 from meshrun.proxy.listener import STARVED
 from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
 from meshrun.proxy.poller import Poller
@@ -78,6 +78,7 @@ class Outbound:
         self._live: set[Splice] = set()
         self._tunnels: set[OutboundTunnel] = set()
         self._warming: dict[Endpoint, asyncio.Task[None]] = {}
+        self._attempts: dict[asyncio.Timeout, Endpoint] = {}
         self._upstream = upstream
         self._connector = Connector(poller, SpiffeId.parse(upstream.identity))
         self.apply(upstream)
@@ -90,6 +91,7 @@ class Outbound:
         self._upstream = upstream
         self._balancer.update(upstream.endpoints)
         self._pool.keep_to(set(upstream.endpoints))
+        self._give_up_attempts()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -293,10 +295,7 @@ class Outbound:
             with ExitStack() as stack:
                 stack.callback(self._balancer.closed, endpoint)
                 try:
-                    async with asyncio.timeout(None if last else ATTEMPT_TIMEOUT_S):
-                        found = self._take(endpoint) or await self._connector.connect(
-                            endpoint, credentials
-                        )
+                    found = await self._attempt(endpoint, credentials, last=last)
                 except TimeoutError:
                     call.trouble = f"{endpoint.instance} did not answer in time"
                 except (PeerError, IdentityError) as error:
@@ -312,6 +311,22 @@ class Outbound:
                     return found
             self._balancer.failed(endpoint, self._loop.time())
         return None
+
+    async def _attempt(
+        self, endpoint: Endpoint, credentials: Credentials, *, last: bool
+    ) -> Connection | OutboundTunnel:
+        async with asyncio.timeout(None if last else ATTEMPT_TIMEOUT_S) as limit:
+            self._attempts[limit] = endpoint
+            try:
+                return self._take(endpoint) or await self._connector.connect(endpoint, credentials)
+            finally:
+                del self._attempts[limit]
+
+    def _give_up_attempts(self) -> None:
+        # An endpoint that was withdrawn may accept and never answer: its listener outlives it.
+        for limit, endpoint in self._attempts.items():
+            if endpoint not in self._upstream.endpoints and not limit.expired():
+                limit.reschedule(self._loop.time())
 
     # Peers without tunnels: one connection, one stream.
 

@@ -596,6 +596,42 @@ def test_which_refusals_send_a_stream_again(mesh: Mesh, answer: bytes, again: bo
     assert not reports(client)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_sidecar_killed_before_it_accepts_loses_and_doubles_nothing(
+    mesh: Mesh, elsewhere: bool
+) -> None:
+    said = Random(2).randbytes(300_000)
+    heard: queue.Queue[bytes] = queue.Queue()
+
+    def hear(connection: socket.socket) -> None:
+        heard.put(read_all(connection))
+        connection.sendall(b"got it")
+        connection.shutdown(socket.SHUT_WR)
+
+    port = free_port()
+    server = mesh.sidecar("server", app=port, default="allow", timeout_s=20.0)
+    with Relay(server) as relay:
+        client = mesh.sidecar("client", upstreams=["server"], timeout_s=20.0)
+        client.balance("server", relay.endpoint)
+        with client.call("server") as connection:
+            writer = threading.Thread(target=connection.sendall, args=(said,))
+            writer.start()
+            wait_until(lambda: relay.forwarded > 60_000, "the early bytes are under way")
+            server.kill()
+            with App(hear, port=port) as app:
+                if elsewhere:
+                    other = mesh.sidecar("server", app=port, default="allow")
+                    client.balance("server", other.endpoint)
+                else:
+                    server.start()
+                writer.join()
+                connection.shutdown(socket.SHUT_WR)
+                assert read_all(connection) == b"got it"
+                assert heard.get(timeout=20) == said
+                assert app.accepted == 1
+    assert not reports(client)
+
+
 # Reports.
 
 
