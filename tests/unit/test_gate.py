@@ -1,0 +1,137 @@
+"""Who may call the app, who is calling it, and what becomes of those who no longer may."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from meshrun.proxy.framing import Refusal
+from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
+from meshrun.proxy.reports import Report
+
+
+def intention(source: str, action: Action) -> Intention:
+    return Intention(source=source, destination="server", action=action)
+
+
+class Watched:
+    """A gate, what it reported, and whom it cut."""
+
+    def __init__(self, *intentions: Intention, most: int = 10) -> None:
+        self.reports: list[Report] = []
+        self.cuts: list[tuple[str, str]] = []
+        self.gate = Gate(self.reports.append)
+        self.most = most
+        self.apply(*intentions)
+
+    def apply(self, *intentions: Intention) -> None:
+        self.gate.apply(snapshot(intentions, self.most))
+
+    def enter(self, source: str, name: str = "") -> Call:
+        call = self.gate.enter(source, lambda reason: self.cuts.append((name or source, reason)))
+        assert isinstance(call, Call)
+        return call
+
+    def refusal(self, source: str) -> Refusal:
+        refusal = self.gate.enter(source, lambda _: None)
+        assert isinstance(refusal, Refusal)
+        return refusal
+
+
+def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
+    return Snapshot(
+        version=1,
+        service="server",
+        instance="server.1",
+        identity="spiffe://shop.mesh/ns/default/dc/local/svc/server",
+        roots=(),
+        default_action="deny",
+        intentions=tuple(intentions),
+        inbound=Inbound(host="127.0.0.1", port=1, connect_timeout_s=1.0, max_connections=most),
+        upstreams=(),
+    )
+
+
+def test_an_allowed_caller_is_let_in_without_a_word() -> None:
+    gate = Watched(intention("web", "allow"))
+    call = gate.enter("web")
+    assert (call.source, call.live) == ("web", False)
+    assert not gate.reports
+
+
+def test_a_denied_caller_is_refused_and_reported_once() -> None:
+    gate = Watched(intention("web", "deny"))
+    assert gate.refusal("web") is Refusal.DENIED
+    (report,) = gate.reports
+    assert isinstance(report, Denied)
+    assert (report.source, report.by_default, report.live) == ("web", False, False)
+
+
+def test_a_caller_without_an_intention_is_refused_by_the_default() -> None:
+    gate = Watched()
+    assert gate.refusal("web") is Refusal.DENIED
+    (report,) = gate.reports
+    assert isinstance(report, Denied)
+    assert report.by_default
+
+
+def test_a_deny_cuts_those_inside_whom_it_forbids_and_no_others() -> None:
+    gate = Watched(intention("*", "allow"))
+    gate.gate.connected(gate.enter("web"), lambda reason: gate.cuts.append(("live", reason)))
+    gate.enter("web", "waiting")
+    gate.enter("api")
+    gate.apply(intention("web", "deny"), intention("*", "allow"))
+    assert sorted(name for name, _ in gate.cuts) == ["live", "waiting"]
+    assert all("deny" in reason for _, reason in gate.cuts)
+    denied = [report for report in gate.reports if isinstance(report, Denied)]
+    assert sorted(report.live for report in denied) == [False, True]
+    gate.apply(intention("web", "deny"), intention("*", "allow"))
+    assert len(gate.cuts) == len(gate.reports) == 2, "nobody is cut twice"
+
+
+def test_an_allow_that_stays_an_allow_cuts_nobody() -> None:
+    gate = Watched(intention("web", "allow"))
+    gate.enter("web")
+    gate.apply(intention("*", "allow"))
+    assert not gate.cuts
+
+
+def test_one_who_left_is_not_cut() -> None:
+    gate = Watched(intention("web", "allow"))
+    call = gate.enter("web")
+    gate.gate.leave(call)
+    gate.gate.leave(call)
+    gate.apply()
+    assert not gate.cuts
+    assert not gate.reports
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_more_than_the_app_may_have_are_refused_until_one_leaves(most: int) -> None:
+    gate = Watched(intention("*", "allow"), most=most)
+    calls = [gate.enter("web") for _ in range(most)]
+    assert gate.refusal("api") is Refusal.BUSY
+    assert gate.reports == [
+        ConnectionFailed(
+            upstream=None,
+            reason=f"{most} connections are open, which is its max_connections",
+        )
+    ]
+    gate.gate.leave(calls[0])
+    gate.enter("api")
+
+
+def test_a_caller_that_is_denied_hears_nothing_of_the_limit() -> None:
+    gate = Watched(intention("web", "allow"), most=1)
+    gate.enter("web")
+    assert gate.refusal("api") is Refusal.DENIED
+
+
+def test_at_the_end_everybody_is_cut() -> None:
+    gate = Watched(intention("*", "allow"))
+    gate.enter("web")
+    gate.gate.connected(gate.enter("api"), lambda reason: gate.cuts.append(("live", reason)))
+    gate.gate.close()
+    assert sorted(gate.cuts) == [("live", "the sidecar stops"), ("web", "the sidecar stops")]
+    assert not gate.reports
