@@ -82,11 +82,7 @@ class _Tunnel:
         """Close while idle: the peer sees an orderly end."""
         if not self.closed:
             self._give_up()
-            try:
-                self._pump.write_end()
-            except OSError:
-                pass  # it is gone, which was wanted
-            self._pump.close()
+            self._pump.close_in_order()
 
     def cut(self, reason: str) -> None:
         """Reset the connection, and with it the stream under way."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import msgspec
 import pytest
@@ -21,12 +22,17 @@ from support.apps import App, echo, read_all, reset
 from support.framepeer import FramePeer, FrameServer, frame, joined
 from support.relay import Relay
 from support.sidecars import ControlledSidecar, Mesh, allow, deny, listen, port_of
+from support.tlspair import TlsPairs, run, tcp_pair
 from support.traffic import wait_until
 
 from meshrun.proxy.framing import MOST_EARLY_BYTES, Frame, Refusal
+from meshrun.proxy.identity import Credentials
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import ConnectionFailed, Denied, Enforced, Logged
+from meshrun.proxy.poller import Poller
+from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
+from meshrun.proxy.tunnel import InboundTunnel
 
 OPEN = frame(Frame.OPEN)
 ACCEPTED = frame(Frame.ACCEPTED)
@@ -929,3 +935,44 @@ def test_an_endpoint_that_insists_on_another_protocol_is_reached(
     finally:
         process.kill()
         process.communicate()
+
+
+# What only a tunnel within the test shows.
+
+
+class Recorder:
+    """The owner of a tunnel of either side, which answers nothing."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def tunnel_idle(self, _: object) -> None:
+        self.told.append("idle")
+
+    def tunnel_closed(self, _: object) -> None:
+        self.told.append("closed")
+
+    def stream_opened(self, _: object) -> None:
+        self.told.append("opened")
+
+    def stream_abandoned(self, _: object) -> None:
+        self.told.append("abandoned")
+
+
+# Which credentials a tunnel has is its owner's business.
+NONE = cast(Credentials, None)
+
+
+def test_a_tunnel_that_is_being_closed_takes_no_stream() -> None:
+    async def main(poller: Poller) -> list[str]:
+        client, server = TlsPairs().join(*tcp_pair())
+        owner = Recorder()
+        tunnel = InboundTunnel(Pump(poller, server), owner, "client", NONE, 0.0)
+        tunnel.start()
+        client.tls.write(OPEN)
+        client.sock.send(client.outgoing.read())
+        reset(client.sock)
+        tunnel.close()  # its close_notify meets the reset, with the OPEN still unread
+        return owner.told
+
+    assert run(main) == ["closed"]
