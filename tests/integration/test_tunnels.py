@@ -22,17 +22,18 @@ from support.apps import App, echo, read_all, reset
 from support.framepeer import FramePeer, FrameServer, frame, joined
 from support.relay import Relay
 from support.sidecars import ControlledSidecar, Mesh, allow, deny, listen, port_of
-from support.tlspair import TlsPairs, run, tcp_pair
+from support.tlspair import TlsPairs, run, tcp_pair, until
 from support.traffic import wait_until
 
 from meshrun.proxy.framing import MOST_EARLY_BYTES, Frame, Refusal
 from meshrun.proxy.identity import Credentials
 from meshrun.proxy.intentions import Intention
-from meshrun.proxy.messages import ConnectionFailed, Denied, Enforced, Logged
+from meshrun.proxy.messages import ConnectionFailed, Denied, Endpoint, Enforced, Logged
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
-from meshrun.proxy.tunnel import InboundTunnel
+from meshrun.proxy.splice import Splice
+from meshrun.proxy.tunnel import InboundTunnel, Leftover, OutboundTunnel
 
 OPEN = frame(Frame.OPEN)
 ACCEPTED = frame(Frame.ACCEPTED)
@@ -976,3 +977,25 @@ def test_a_tunnel_that_is_being_closed_takes_no_stream() -> None:
         return owner.told
 
     assert run(main) == ["closed"]
+
+
+def test_an_idle_tunnel_keeps_nothing_of_a_stream_that_was_given_up() -> None:
+    async def main(poller: Poller) -> None:
+        client, server = TlsPairs().join(*tcp_pair())
+        owner = Recorder()
+        endpoint = Endpoint(instance="server.1", host="127.0.0.1", port=1)
+        tunnel = OutboundTunnel(Pump(poller, client), owner, endpoint, NONE, 0.0)
+        tunnel.start()
+        near, app = tcp_pair()
+        near.send(b"x" * 50_000)
+        tunnel.open(Splice(poller, app, lambda _: None), Leftover(), lambda *_: None)
+        reset(near)
+        server.tls.write(RESET)
+        server.sock.send(server.outgoing.read())
+        await until(lambda: owner.told == ["idle"], "the reset is answered")
+        assert tunnel._leftover == Leftover()
+        assert tunnel._unaccepted is None
+        tunnel.close()
+        server.sock.close()
+
+    run(main)
