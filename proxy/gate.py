@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.idleness import IdleWatch
+from meshrun.proxy.idleness import Connection, IdleWatch
 from meshrun.proxy.intentions import Decision, decide
 from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
 from meshrun.proxy.reports import Report
-from meshrun.proxy.splice import Splice
 
 __all__ = ["Call", "Gate"]
 
@@ -17,12 +16,12 @@ __all__ = ["Call", "Gate"]
 class Call:
     """A caller that was let in; `cut` ends its connection whatever state it is in.
 
-    `splice` is that of its connection to the app, once there is one.
+    `live` is its connection to the app, once there is one.
     """
 
     source: str
     cut: Callable[[str], object]
-    splice: Splice | None = None
+    live: Connection | None = None
 
 
 class Gate:
@@ -32,7 +31,7 @@ class Gate:
         self._report = report
         self._snapshot: Snapshot | None = None
         self._calls: set[Call] = set()
-        self._idle = IdleWatch(self._splices, self._idle_cut)
+        self._idle = IdleWatch(self._live, self._idle_cut)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -54,7 +53,7 @@ class Gate:
         for call in list(self._calls):
             decision = self._decide(call.source)
             if not decision.allowed:
-                self._report(_denied(call.source, decision, live=call.splice is not None))
+                self._report(_denied(call.source, decision, live=call.live is not None))
                 self.leave(call)
                 call.cut(decision.reason)
 
@@ -73,9 +72,9 @@ class Gate:
         self._calls.add(call)
         return call
 
-    def connect(self, call: Call, splice: Splice) -> None:
-        """The app has been reached for `call`: from now on to end it is to reset `splice`."""
-        call.cut, call.splice = splice.reset, splice
+    def connected(self, call: Call, live: Connection) -> None:
+        """The app has been reached for `call`: from now on to cut it is to reset `live`."""
+        call.cut, call.live = live.reset, live
         self._calls.add(call)
         self._idle.connected()
 
@@ -89,8 +88,8 @@ class Gate:
         for call in list(self._calls):
             call.cut("the sidecar stops")
 
-    def _splices(self) -> list[Splice]:
-        return [call.splice for call in self._calls if call.splice is not None]
+    def _live(self) -> list[Connection]:
+        return [call.live for call in self._calls if call.live is not None]
 
     def _idle_cut(self, reason: str) -> None:
         self._report(ConnectionFailed(upstream=None, reason=reason))

@@ -5,22 +5,31 @@ The kernel knows when the last byte of each socket moved, so that a message cost
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from meshrun.proxy.splice import Splice
-
-__all__ = ["IdleWatch"]
+__all__ = ["Connection", "IdleWatch"]
 
 # A connection is found at most this part of its time too late.
 PRECISION = 0.25
 
 
+class Connection(Protocol):
+    """What can be idle, and be cut."""
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+
+    def reset(self, reason: str) -> None:
+        """Cut it."""
+
+
 class IdleWatch:
-    """Resets those of `splices()` that are idle for the time given; asleep while there are none."""
+    """Resets those of `live()` that are idle for the time given; asleep while there are none."""
 
     def __init__(
-        self, splices: Callable[[], Iterable[Splice]], on_cut: Callable[[str], None]
+        self, live: Callable[[], Iterable[Connection]], on_cut: Callable[[str], None]
     ) -> None:
-        self._splices = splices
+        self._live = live
         self._on_cut = on_cut
         self._timeout_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -46,12 +55,12 @@ class IdleWatch:
     def _look(self) -> None:
         self._timer = None
         timeout_s = self._timeout_s
-        splices = list(self._splices())
-        if timeout_s is None or not splices:
+        live = list(self._live())
+        if timeout_s is None or not live:
             return
-        for splice in splices:
-            if splice.idle_s() >= timeout_s:
+        for connection in live:
+            if connection.idle_s() >= timeout_s:
                 reason = f"nothing moved for {timeout_s:g} s, its idle_timeout"
-                splice.reset(reason)
+                connection.reset(reason)
                 self._on_cut(reason)
         self.connected()

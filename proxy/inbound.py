@@ -162,7 +162,7 @@ class Inbound:
 
     def _join(self, call: Call, app: socket.socket, caller: _Caller) -> None:
         splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
-        self._gate.connect(call, splice)
+        self._gate.connected(call, splice)
         Direct(Pump(self._poller, caller.secured), splice).start()
 
 

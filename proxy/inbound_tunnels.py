@@ -151,7 +151,7 @@ class InboundTunnels:
     def _accept(self, tunnel: InboundTunnel, app: socket.socket) -> None:
         call = self._openings.pop(tunnel).call
         splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
-        self._gate.connect(call, splice)
+        self._gate.connected(call, splice)
         tunnel.accept(splice)
 
     def _refuse(self, tunnel: InboundTunnel, refusal: Refusal) -> None:

@@ -379,6 +379,8 @@ class OutboundTunnel(_Tunnel):
             unaccepted(refusal, reason, leftover)
 
     def _rest(self) -> None:
+        if self._unaccepted is not None:  # given up here, before there was an answer
+            self._unaccepted, self._leftover = None, Leftover()
         self._owner.tunnel_idle(self)
 
     def _gone(self) -> None:

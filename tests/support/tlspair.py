@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import uvloop
 from support.certificates import TRUST_DOMAIN, issue
 
 from meshrun.proxy import sockets, tls
@@ -23,16 +22,11 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[Poller], Coroutine[object, object, T]]) -> T:
-    """Run `main` on a loop as a sidecar's, and close its poller, which must watch nothing then."""
+    """Run `main` on a sidecar's loop, whose poller must watch nothing at the end."""
 
-    async def with_poller() -> T:
-        poller = Poller(asyncio.get_running_loop())
-        result = await main(poller)
-        poller.close()
-        return result
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(with_poller())
+    poller = Poller()
+    with asyncio.Runner(loop_factory=poller.new_loop) as runner:
+        return runner.run(main(poller))
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -15,6 +15,19 @@ def intention(source: str, action: Action) -> Intention:
     return Intention(source=source, destination="server", action=action)
 
 
+class Live:
+    """A connection that notes that it was cut."""
+
+    def __init__(self, cuts: list[tuple[str, str]]) -> None:
+        self._cuts = cuts
+
+    def idle_s(self) -> float:
+        return 0.0
+
+    def reset(self, reason: str) -> None:
+        self._cuts.append(("live", reason))
+
+
 class Watched:
     """A gate, what it reported, and whom it cut."""
 
@@ -56,7 +69,7 @@ def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
 def test_an_allowed_caller_is_let_in_without_a_word() -> None:
     gate = Watched(intention("web", "allow"))
     call = gate.enter("web")
-    assert (call.source, call.live) == ("web", False)
+    assert (call.source, call.live) == ("web", None)
     assert not gate.reports
 
 
@@ -78,7 +91,7 @@ def test_a_caller_without_an_intention_is_refused_by_the_default() -> None:
 
 def test_a_deny_cuts_those_inside_whom_it_forbids_and_no_others() -> None:
     gate = Watched(intention("*", "allow"))
-    gate.gate.connected(gate.enter("web"), lambda reason: gate.cuts.append(("live", reason)))
+    gate.gate.connected(gate.enter("web"), Live(gate.cuts))
     gate.enter("web", "waiting")
     gate.enter("api")
     gate.apply(intention("web", "deny"), intention("*", "allow"))
@@ -115,7 +128,7 @@ def test_more_than_the_app_may_have_are_refused_until_one_leaves(most: int) -> N
     assert gate.reports == [
         ConnectionFailed(
             upstream=None,
-            reason=f"{most} connections are open, which is its max_connections",
+            reason=f"{most} connections are open, and no more are allowed (max_connections)",
         )
     ]
     gate.gate.leave(calls[0])
@@ -131,7 +144,7 @@ def test_a_caller_that_is_denied_hears_nothing_of_the_limit() -> None:
 def test_at_the_end_everybody_is_cut() -> None:
     gate = Watched(intention("*", "allow"))
     gate.enter("web")
-    gate.gate.connected(gate.enter("api"), lambda reason: gate.cuts.append(("live", reason)))
+    gate.gate.connected(gate.enter("api"), Live(gate.cuts))
     gate.gate.close()
     assert sorted(gate.cuts) == [("live", "the sidecar stops"), ("web", "the sidecar stops")]
     assert not gate.reports
