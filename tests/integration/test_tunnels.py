@@ -623,7 +623,7 @@ def test_a_sidecar_killed_before_it_accepts_loses_and_doubles_nothing(
         with client.call("server") as connection:
             writer = threading.Thread(target=connection.sendall, args=(said,))
             writer.start()
-            wait_until(lambda: relay.forwarded > 60_000, "the early bytes are under way")
+            wait_until(lambda: relay.forwarded > 30_000, "the early bytes are under way")
             server.kill()
             with App(hear, port=port) as app:
                 if elsewhere:
