@@ -4,15 +4,21 @@
 It joins the rest, and everything happens on one uvloop loop:
 
     control plane <-> `channel` <-> `sidecar` -> `identity`, `inbound`, `outbound`
-    caller         -> `listener` -> `outbound` or `inbound` -> `splice` -> callee
+    app            -> `listener` -> `outbound` -> `splice` -> `tunnel` or `direct` -> `pump` -> peer
+    peer           -> `listener` -> `inbound` -> `pump` -> `tunnel` or `direct` -> `splice` -> app
 
 - `messages` is all that the control plane and a sidecar say to each other. A `Snapshot` is what a
   sidecar must know, whole; it is obeyed at once and acknowledged.
 - `identity` holds the leaf and the TLS contexts made of it (`leaf`, `tls`), and renews them.
-- `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`), `intentions`
-  asked, and only then the app dialled. `outbound` stands behind an upstream's port: endpoint
-  chosen (`balance`), dialled (`dial`), its identity compared, or the connection parked.
-- `splice` moves the bytes of a joined pair; each of its two directions is in a state of `flow`.
+- `outbound` stands behind an upstream's port: endpoint chosen (`balance`), an idle tunnel taken
+  from the `pool`, or else dialled (`connector`: `dial`, `handshake`, its identity compared), or the
+  connection parked.
+- `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`); then for each
+  stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked
+  (`intentions`), and only then the app dialled (`dial`, `callee`).
+- `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
+  moves those of the peer through TLS. Between them `tunnel` carries one stream after another over
+  one connection, in the frames of `framing` (docs/tunnel.md), and `direct` just one.
 - `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes
   tasks, `reports` what is told upwards, without letting a flood through.
 

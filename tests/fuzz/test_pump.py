@@ -19,6 +19,8 @@ from meshrun.proxy.handshake import Secured
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import MOST_WAITING_BYTES, Pump
 
+pytestmark = pytest.mark.long
+
 fuzz = settings(max_examples=1000 if WHOLE else 50, deadline=None)
 
 pairs = TlsPairs()

@@ -28,6 +28,8 @@ from meshrun.proxy.pump import Pump
 from meshrun.proxy.splice import Splice
 from meshrun.proxy.tunnel import InboundTunnel, Leftover, OutboundTunnel
 
+pytestmark = pytest.mark.long
+
 STREAMS = 12
 PACES = ([0], [0, 0, 1, 2], [0, 0, 5, 20])
 

@@ -1,16 +1,21 @@
 """The frames of a tunnel: bytes to frames and back, and what may follow what."""
 
 import itertools
+import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshrun.proxy import inbound_tunnels, pool
 from meshrun.proxy.errors import FramingError
 from meshrun.proxy.framing import (
+    ALPN,
     HEADER_BYTES,
     MOST_DATA_BYTES,
+    MOST_EARLY_BYTES,
     MOST_REFUSAL_BYTES,
     TRANSITIONS,
     Decoder,
@@ -23,6 +28,7 @@ from meshrun.proxy.framing import (
     pack_data_header,
     read_refusal,
 )
+from meshrun.proxy.tunnel import RESET_TIMEOUT_S
 
 Frames = list[tuple[Frame, bytes]]
 
@@ -273,3 +279,77 @@ def test_a_peer_that_sends_single_bytes_costs_no_more_than_the_bytes() -> None:
     )
     assert count == 100_000 + 256 * 200
     assert time.process_time() - began < 5
+
+
+# The specification.
+
+SPECIFICATION = (Path(__file__).parents[2] / "docs" / "tunnel.md").read_text(encoding="utf-8")
+
+
+def rows(pattern: str) -> list[tuple[str, ...]]:
+    """Return what `pattern` captures in the rows of the specification's tables."""
+    return re.findall(rf"^\| {pattern}", SPECIFICATION, re.MULTILINE)
+
+
+def test_the_specification_has_the_table_of_states() -> None:
+    found = {
+        (Hearing[state], Frame[frame]): Hearing[then]
+        for state, frame, then in rows(r"`(\w+)`[^|]* \| `(\w+)` \| `(\w+)` \|$")
+    }
+    assert found == TRANSITIONS
+
+
+def test_the_specification_has_the_frames_with_their_limits() -> None:
+    limits = {
+        (int(kind), name): (int(least), int(most or least))
+        for kind, name, least, most in rows(r"(\d) \| `(\w+)` \| (\d+)(?: to (\d+))? \|")
+    }
+    assert set(limits) == {(frame.value, frame.name) for frame in Frame}
+    for (kind, _), (least, most) in limits.items():
+        for length in {least, most}:
+            list(Decoder().feed(memoryview(raw(kind, length=length))))
+        for length in {least - 1, most + 1} - {-1, 2**24}:
+            with pytest.raises(FramingError):
+                list(Decoder().feed(memoryview(raw(kind, length=length))))
+
+
+def test_the_specification_has_the_refusals() -> None:
+    found = rows(r"(\d) \| `([A-Z]+)` \| [^|]* \| [^|]* \|$")
+    assert [(int(code), name) for code, name in found] == [(r.value, r.name) for r in Refusal]
+
+
+def test_the_specification_has_the_numbers_of_the_code() -> None:
+    assert f"`{ALPN}`" in SPECIFICATION
+    assert f"at most {MOST_EARLY_BYTES} bytes of payload" in SPECIFICATION
+    assert f"waits {RESET_TIMEOUT_S:g} s" in SPECIFICATION
+    assert f"later streams: {pool.IDLE_S:g} s, at most {pool.MOST_IDLE} " in SPECIFICATION
+    assert f"idle for {inbound_tunnels.IDLE_S:g} s" in SPECIFICATION
+    assert f"beyond {inbound_tunnels.MOST_IDLE} idle" in SPECIFICATION
+
+
+def test_the_example_of_the_specification_is_what_the_code_says() -> None:
+    begin, end = "test_framing.py: begin -->", "<!-- read by tests/unit/test_framing.py: end"
+    example = SPECIFICATION.partition(begin)[2].partition(end)[0]
+    said: dict[str, bytes] = {"opener": b"", "taker": b""}
+    side = ""
+    for line in example.splitlines():
+        found = re.match(r"(opener|taker|      ) {2,3}((?:[0-9a-f]{2} ?)+)(?: |$)", line)
+        if found:
+            side = found[1].strip() or side
+            said[side] += bytes.fromhex(found[2])
+    assert decode(said["opener"]) == [
+        (Frame.OPEN, b""),
+        (Frame.DATA, b"GET / HTTP/1.0\r\n\r\n"),
+        (Frame.FINISH, b""),
+        (Frame.OPEN, b""),
+        (Frame.DATA, b"hi"),
+        (Frame.RESET, b""),
+    ]
+    *accepted, (refused, payload) = decode(said["taker"])
+    assert accepted == [
+        (Frame.ACCEPTED, b""),
+        (Frame.DATA, b"HTTP/1.0 204 No Content\r\n\r\n"),
+        (Frame.FINISH, b""),
+    ]
+    text = inbound_tunnels.TEXTS[Refusal.UNREACHABLE]
+    assert (refused, read_refusal(payload)) == (Frame.REFUSED, (Refusal.UNREACHABLE, text))
