@@ -161,6 +161,7 @@ class Inbound:
             return await callee.reach(self._poller, self._gate.app)
 
     def _join(self, call: Call, app: socket.socket, caller: _Caller) -> None:
+        sockets.guard(app)
         splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
         self._gate.connected(call, splice)
         Direct(Pump(self._poller, caller.secured), splice).start()

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshrun.proxy import callee, dial, tasks
+from meshrun.proxy import callee, dial, sockets, tasks
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.gate import Call, Gate
 from meshrun.proxy.identity import Credentials, Identity
@@ -150,6 +150,7 @@ class InboundTunnels:
 
     def _accept(self, tunnel: InboundTunnel, app: socket.socket) -> None:
         call = self._openings.pop(tunnel).call
+        sockets.guard(app)
         splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
         self._gate.connected(call, splice)
         tunnel.accept(splice)

@@ -216,12 +216,15 @@ async def _serve(
     upstream_fds: Mapping[str, int],
 ) -> None:
     loop = asyncio.get_running_loop()
+    upstreams = {name: sockets.adopt_listener(fd) for name, fd in upstream_fds.items()}
+    for listener in upstreams.values():
+        sockets.guard(listener)
     sidecar = Sidecar(
         poller,
         instance,
         socket.socket(fileno=channel_fd),
         None if inbound_fd is None else sockets.adopt_listener(inbound_fd),
-        {name: sockets.adopt_listener(fd) for name, fd in upstream_fds.items()},
+        upstreams,
     )
     loop.set_exception_handler(lambda _, context: sidecar.confess(context))
     loop.add_signal_handler(signal.SIGTERM, sidecar.close)

@@ -3,10 +3,21 @@
 import socket
 import struct
 
-__all__ = ["adopt_listener", "close", "connecting", "end", "idle_s", "reset", "set_up"]
+__all__ = [
+    "adopt_listener",
+    "close",
+    "close_guarded",
+    "connecting",
+    "end",
+    "guard",
+    "idle_s",
+    "reset",
+    "set_up",
+]
 
 # l_onoff, l_linger: closing sends a reset and throws away what is unsent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+END_ON_CLOSE = struct.pack("ii", 0, 0)
 
 # tcpi_last_data_sent and tcpi_last_data_recv in struct tcp_info (linux/tcp.h), in milliseconds.
 LAST_DATA = struct.Struct("44x I 4x I")
@@ -15,8 +26,17 @@ LAST_DATA = struct.Struct("44x I 4x I")
 def adopt_listener(descriptor: int) -> socket.socket:
     """Take over a listening socket that the supervisor bound."""
     listener = socket.socket(fileno=descriptor)
-    # What it accepts inherits TCP_NODELAY, but not O_NONBLOCK (accept(2)).
+    # What it accepts inherits TCP_NODELAY and the guard, but not O_NONBLOCK (accept(2)).
     return set_up(listener)
+
+
+def guard(sock: socket.socket) -> None:
+    """Let the other side see a reset should this process be killed, not what looks like an end.
+
+    For plain connections, where nothing else tells the two apart; on a listener, for all that it
+    accepts.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 def set_up(sock: socket.socket) -> socket.socket:
@@ -56,6 +76,12 @@ def close(sock: socket.socket) -> None:
         sock.close()
     except ConnectionError:
         pass
+
+
+def close_guarded(sock: socket.socket) -> None:
+    """Close in the ordinary way what was guarded."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, END_ON_CLOSE)
+    close(sock)
 
 
 def end(sock: socket.socket) -> None:

@@ -59,7 +59,7 @@ class Carrier(Protocol):
 
 
 class Splice:
-    """A connection of the app (`app`, which it owns) joined to a carrier.
+    """A connection of the app (`app`, guarded, which it owns) joined to a carrier.
 
     Calls `on_end` once both are done: with None after both directions have ended, else with what
     broke.
@@ -249,7 +249,7 @@ class Splice:
     def _watch(self) -> None:
         if self._outward is Flow.ENDED and self._inward is Flow.ENDED:
             carrier = self._release()
-            sockets.close(self._app)
+            sockets.close_guarded(self._app)
             carrier.finish()
             self._tell(None)
             return

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 from support.apps import App, echo, read_all, reset
 from support.sidecars import ControlledSidecar, Mesh, listen
+from support.traffic import wait_until
 
 from meshrun.proxy import sockets
 from meshrun.proxy.direct import Direct
@@ -326,6 +327,39 @@ def test_a_killed_sidecar_is_a_reset_or_an_error_never_an_end(mesh: Mesh, tunnel
             assert connection.recv(4) == b"ping"
             route.inbound.kill()
             assert ends_in_reset(connection)
+
+
+@pytest.mark.parametrize("tunnels", [True, False])
+@pytest.mark.parametrize("victim", ["inbound", "outbound"])
+def test_both_ends_see_a_reset_when_either_sidecar_is_killed(
+    mesh: Mesh, victim: str, tunnels: bool
+) -> None:
+    seen: list[bool] = []
+    done = threading.Event()
+
+    def greet_and_expect_reset(connection: socket.socket) -> None:
+        connection.sendall(b"here")
+        seen.append(ends_in_reset(connection))
+        done.set()
+
+    with App(greet_and_expect_reset) as app:
+        route = Route(mesh, app, tunnels=tunnels)
+        with route.call() as connection:
+            connection.sendall(b"ping")
+            assert connection.recv(4) == b"here"
+            (route.inbound if victim == "inbound" else route.outbound).kill()
+            assert ends_in_reset(connection)
+            assert done.wait(20)
+    assert seen == [True]
+
+
+def test_a_parked_call_sees_a_reset_when_its_sidecar_is_killed(mesh: Mesh) -> None:
+    client = mesh.sidecar("client", upstreams=["server"], timeout_s=60.0)
+    before = client.descriptors()
+    with client.call("server") as connection:
+        wait_until(lambda: client.descriptors() > before, "the call is accepted")
+        client.kill()
+        assert ends_in_reset(connection)
 
 
 def test_many_connections_at_once(route: Route) -> None:

@@ -28,6 +28,7 @@ from meshrun.proxy.messages import (
     LeafIssued,
     LeafRefused,
     LeafRequested,
+    Logged,
     Renew,
     Serving,
     Snapshot,
@@ -190,6 +191,7 @@ class ControlledSidecar:
         self.leaf_ttl_s = leaf_ttl_s
         self.signs = True
         self.received: queue.Queue[FromSidecar] = queue.Queue()
+        self.logged: list[Logged] = []  # which nobody needs to expect
         self.inbound_listener = listen()
         self.upstream_listeners: dict[str, socket.socket] = {}
         self._descriptors = descriptors
@@ -379,6 +381,9 @@ class ControlledSidecar:
                 for message in decoder.feed(data):
                     if isinstance(message, LeafRequested):
                         self._answer(message)
+                    elif isinstance(message, Logged):
+                        self.logged.append(message)
+                        self.received.put(message)
                     else:
                         self.received.put(message)
         except OSError:
