@@ -79,6 +79,9 @@ class InboundTunnels:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        # In order: the other side may still have to take the end of what an idle one carried.
+        for tunnel in list(self._idle):
+            tunnel.close()
         for tunnel in list(self._tunnels):
             tunnel.cut("the sidecar stops")
 

@@ -36,6 +36,9 @@ __all__ = ["Outbound"]
 # How long an endpoint may keep a connection from the next one. The last has all the time left.
 ATTEMPT_TIMEOUT_S = 1.0
 
+# For an answer that a stream gets at the last moment.
+ANSWER_GRACE_S = 0.5
+
 # Between rounds through all endpoints.
 FIRST_ROUND_S = 0.05
 LONGEST_ROUND_S = 1.0
@@ -80,6 +83,9 @@ class Outbound:
         self._idle = IdleWatch(lambda: self._live, self._failed)
         self._tunnels: set[OutboundTunnel] = set()
         self._warming: dict[Endpoint, asyncio.Task[None]] = {}
+        # Streams without an answer, and until when it may come.
+        self._awaiting: dict[OutboundTunnel, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._attempts: dict[asyncio.Timeout, Endpoint] = {}
         self._upstream = upstream
         self._connector = Connector(poller, SpiffeId.parse(upstream.identity))
@@ -90,6 +96,7 @@ class Outbound:
         identity = SpiffeId.parse(upstream.identity)
         if self._connector.identity != identity:
             self._connector = Connector(self._poller, identity)
+            self._forget_peers()
         self._upstream = upstream
         self._idle.set(upstream.idle_timeout_s)
         self._balancer.update(upstream.endpoints)
@@ -121,6 +128,8 @@ class Outbound:
     def close(self) -> None:
         """Reset every connection."""
         self._idle.close()
+        if self._timer is not None:
+            self._timer.cancel()
         for task in [*self._parked, *self._warming.values()]:
             task.cancel()
         for splice in list(self._live):
@@ -131,9 +140,15 @@ class Outbound:
 
     # The tunnels' owner.
 
+    def stream_accepted(self, tunnel: OutboundTunnel) -> None:
+        """The endpoint has proved that it can take calls."""
+        self._awaiting.pop(tunnel, None)
+        self._balancer.succeeded(tunnel.endpoint)
+
     def tunnel_idle(self, tunnel: OutboundTunnel) -> None:
         """Keep a tunnel for the next connection, if it may carry one."""
-        if self._lasts(tunnel) and tunnel.endpoint in self._upstream.endpoints:
+        known = tunnel in self._tunnels and tunnel.endpoint in self._upstream.endpoints
+        if known and self._lasts(tunnel):
             self._pool.put(tunnel)
         else:
             tunnel.close()
@@ -165,6 +180,7 @@ class Outbound:
             return
 
         def ended(_: str | None) -> None:
+            self._awaiting.pop(tunnel, None)
             self._live.discard(splice)
             self._balancer.closed(endpoint)
 
@@ -177,7 +193,23 @@ class Outbound:
         splice = Splice(self._poller, call.app, ended)
         self._live.add(splice)
         self._idle.connected()
+        # The other side says within that time that it cannot reach its app: a moment more.
+        self._awaiting[tunnel] = call.deadline + ANSWER_GRACE_S
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._awaiting[tunnel], self._cut_overdue)
         tunnel.open(splice, call.leftover, unaccepted)
+
+    def _cut_overdue(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for tunnel, due in list(self._awaiting.items()):
+            # No sooner, also not where the endpoint is withdrawn: what was accepted a moment ago
+            # would be sent again elsewhere.
+            if due <= now:
+                self._balancer.failed(tunnel.endpoint, now)
+                tunnel.cut("no answer")
+        if self._awaiting:
+            self._timer = self._loop.call_at(min(self._awaiting.values()), self._cut_overdue)
 
     def _try_again(
         self, call: _Call, endpoint: Endpoint, refusal: Refusal | None, reason: str
@@ -190,6 +222,13 @@ class Outbound:
         call.trouble = f"{endpoint.instance}: {reason}"
         call.rounds += 1
         self._start(call)
+
+    def _forget_peers(self) -> None:
+        # They proved to be somebody who is not meant any more.
+        self._pool.close()
+        self._tunnels.clear()
+        for task in self._warming.values():
+            task.cancel()
 
     def _warm(self, endpoint: Endpoint) -> None:
         # The next connection of the app shall find an idle tunnel too.
@@ -310,7 +349,8 @@ class Outbound:
                     if error.errno in STARVED:
                         return None  # our own trouble, not the endpoint's
                 else:
-                    self._balancer.succeeded(endpoint)
+                    if isinstance(found, Connection) and not found.tunnel:
+                        self._balancer.succeeded(endpoint)  # others when they accept
                     # Stays counted as in flight; whoever carries it on gives it back.
                     stack.pop_all()
                     return found

@@ -34,15 +34,13 @@ Callback = Callable[[int], None]
 
 
 class Poller(selectors.BaseSelector):
-    """Calls back with the events of descriptors, level-triggered, within the loop of `new_loop`.
-
-    A callback may come once more, in vain, for a descriptor whose number was taken over meanwhile:
-    it must stand a read or write that would block.
-    """
+    """Calls back with the events of descriptors, level-triggered, within the loop of `new_loop`."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
+        # Forgotten since the last wait: their numbers may stand for others by now.
+        self._gone: set[int] = set()
         self._keys: dict[FileDescriptorLike, selectors.SelectorKey] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -69,12 +67,13 @@ class Poller(selectors.BaseSelector):
 
     def remove(self, descriptor: int) -> None:
         """Forget `descriptor`, which must still be open."""
-        del self._callbacks[descriptor]
+        self.forget(descriptor)
         self._epoll.unregister(descriptor)
 
     def forget(self, descriptor: int) -> None:
         """Forget `descriptor`, which is closed next: that removes it from the set."""
         del self._callbacks[descriptor]
+        self._gone.add(descriptor)
 
     async def wait(self, descriptor: int, events: int) -> int:
         """Return the events once one of `events`, or `BROKEN`, has come."""
@@ -116,8 +115,11 @@ class Poller(selectors.BaseSelector):
             # epoll counts in milliseconds: rounded up, or the end of a wait would be a spin.
             timeout = max(0.0, math.ceil(timeout * 1e3) * 1e-3)
         found = []
-        callbacks = self._callbacks
+        callbacks, gone = self._callbacks, self._gone
+        gone.clear()
         for descriptor, events in self._epoll.poll(timeout, BATCH):
+            if gone and descriptor in gone:
+                continue  # the event is one of a socket that was closed a moment ago
             callback = callbacks.get(descriptor)
             if callback is None:
                 found += self._ready(descriptor, events)

@@ -188,12 +188,19 @@ class Splice:
             return
         if count == most:
             self._read_bytes = len(_room)
-        # An end that has arrived stands behind all the bytes: a read that leaves room has come to
-        # it. A reset shows as an end too, but with an error.
-        elif events & ENDINGS == select.EPOLLRDHUP or not count:
+        # An end that has arrived goes with the last bytes. A reset shows as an end too, but with an
+        # error.
+        elif not count or (events & ENDINGS == select.EPOLLRDHUP and self._at_end()):
             self._pass_on(count, last=True)
             return
         self._pass_on(count, last=False)
+
+    def _at_end(self) -> bool:
+        # A read that leaves room may also have stopped at urgent data (tcp(7)).
+        try:
+            return not self._app.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
 
     def _pass_on(self, count: int, *, last: bool) -> None:
         carrier = self._carrier

@@ -155,10 +155,11 @@ class _Tunnel:
             self.cut(str(error))
             return
         if ended:
-            if self._idle:
-                self.close()
-            else:
+            if self._in_stream() or self._speaking or not self._pump.empty:
                 self.cut("the other side closed the connection within a stream")
+            else:
+                self._disown()
+                self.close()
 
     def drained(self) -> None:
         """Let the app send again."""
@@ -170,6 +171,13 @@ class _Tunnel:
     def broken(self, error: OSError) -> None:
         """The connection is of no use any more."""
         self.cut(str(error) or type(error).__name__)
+
+    def _disown(self) -> None:
+        # Both sides have ended the stream, but the app may not have taken all of it yet.
+        splice, self._splice = self._splice, None
+        if splice is not None:
+            splice.disown()
+            self._pump.listen(True)
 
     def _deliver(self, payload: memoryview) -> None:
         # Without a splice it belongs to a stream that was broken off here.
@@ -224,12 +232,12 @@ class _Tunnel:
         # A stream that is over here, but maybe not there.
         if self.closed or self._idle or self._speaking or self._splice is not None:
             return
-        if self._in_stream():
+        if self._in_stream() or not self._pump.empty:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(
-                    RESET_TIMEOUT_S, self.cut, "the other side does not answer a reset"
+                    RESET_TIMEOUT_S, self.cut, "the other side does not hear or answer a reset"
                 )
-        elif self._pump.empty:
+        else:
             self._stop_timer()
             self._idle = True
             self._rest()
@@ -256,6 +264,9 @@ class _Tunnel:
 
 class OutboundOwner(Protocol):
     """Whom an outbound tunnel tells of itself."""
+
+    def stream_accepted(self, tunnel: "OutboundTunnel") -> None:
+        """The app at the other end has been reached."""
 
     def tunnel_idle(self, tunnel: "OutboundTunnel") -> None:
         """It may carry another stream."""
@@ -355,6 +366,7 @@ class OutboundTunnel(_Tunnel):
         if frame is Frame.ACCEPTED:
             self._leftover = Leftover()
             self._unaccepted = None
+            self._owner.stream_accepted(self)
             if self._splice is not None and self._pump.empty:
                 self._splice.drained()
         elif frame is Frame.REFUSED:
@@ -409,7 +421,15 @@ class InboundTunnel(_Tunnel):
     `not_after` is when the first of both leaves expires.
     """
 
-    __slots__ = ("_early", "_early_end", "_owner", "credentials", "not_after", "source")
+    __slots__ = (
+        "_early",
+        "_early_end",
+        "_may_open",
+        "_owner",
+        "credentials",
+        "not_after",
+        "source",
+    )
 
     def __init__(
         self,
@@ -421,8 +441,9 @@ class InboundTunnel(_Tunnel):
     ) -> None:
         super().__init__(pump, Hearing.UNOPENED)
         self._owner = owner
-        self._early = b""  # what came before the answer
+        self._early = bytearray()  # what came before the answer
         self._early_end = False
+        self._may_open = True
         self.source = source
         self.credentials = credentials
         self.not_after = not_after
@@ -432,7 +453,7 @@ class InboundTunnel(_Tunnel):
         self._splice = splice
         splice.start(self)
         self._obey_or_break(self._say_accepted)
-        early, self._early = self._early, b""
+        early, self._early = self._early, bytearray()
         if early and self._splice is splice:
             splice.deliver(memoryview(early))
         if self._early_end and self._splice is splice:
@@ -440,9 +461,14 @@ class InboundTunnel(_Tunnel):
 
     def refuse(self, refusal: Refusal, text: str) -> None:
         """Refuse the stream that was opened."""
-        self._early = b""
+        self._early = bytearray()
         self._speaking = False
         self._obey_or_break(lambda: self._say_refused(refusal, text))
+
+    def received(self, data: memoryview, *, ended: bool) -> None:
+        """Obey the frames in `data`."""
+        self._may_open = True
+        super().received(data, ended=ended)
 
     def _say_accepted(self) -> None:
         # Before the app hears anything: what is not accepted is sent again to another instance.
@@ -471,21 +497,21 @@ class InboundTunnel(_Tunnel):
             self._early_end = True
         else:
             if self._unanswered:
+                self._early = bytearray()
                 self._owner.stream_abandoned(self)
             super()._obey(frame, payload)
 
     def _open(self) -> None:
-        if self._speaking:
-            raise FramingError("cannot take a stream before the last one has ended")
-        if self._splice is not None:
-            # Both sides have ended it, but the app has not taken all of it yet.
-            self._splice.disown()
-            self._splice = None
-            self._pump.listen(True)
+        # The end of the last stream has been heard before the next is opened: none of it waits here
+        # any more, and two never come at once. A flood of them would else be one turn of the loop.
+        if self._speaking or not self._pump.empty or not self._may_open:
+            raise FramingError("cannot take a stream before the end of the last one was heard")
+        self._may_open = False
+        self._disown()
         self._stop_timer()
         self._idle = False
         self._speaking = True
-        self._early, self._early_end = b"", False
+        self._early_end = False
         self._owner.stream_opened(self)
 
     def _give_up(self) -> None:

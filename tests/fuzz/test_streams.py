@@ -256,6 +256,9 @@ class Near:
     def __init__(self, link: Link) -> None:
         self._link = link
 
+    def stream_accepted(self, tunnel: OutboundTunnel) -> None:
+        """Nobody waits for it."""
+
     def tunnel_idle(self, tunnel: OutboundTunnel) -> None:
         assert not tunnel.closed
         self._link.idle["near"] = True

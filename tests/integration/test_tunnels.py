@@ -947,6 +947,9 @@ class Recorder:
     def __init__(self) -> None:
         self.told: list[str] = []
 
+    def stream_accepted(self, _: object) -> None:
+        self.told.append("accepted")
+
     def tunnel_idle(self, _: object) -> None:
         self.told.append("idle")
 
