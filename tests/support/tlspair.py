@@ -14,7 +14,7 @@ from meshrun.proxy.handshake import Secured
 from meshrun.proxy.poller import Poller
 from meshrun.supervisor.ca import create_root
 
-__all__ = ["TlsPairs", "run", "tcp_pair", "unix_pair", "until"]
+__all__ = ["PATIENCE_S", "TlsPairs", "run", "tcp_pair", "unix_pair", "until"]
 
 PATIENCE_S = 20.0
 
