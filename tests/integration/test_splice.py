@@ -144,6 +144,26 @@ def test_a_server_that_ends_its_side_still_gets_the_rest(route: Route) -> None:
     assert heard == [b"long story"]
 
 
+def test_urgent_data_is_no_end(route: Route) -> None:
+    heard: list[bytes] = []
+    done = threading.Event()
+
+    def listen_to(connection: socket.socket) -> None:
+        heard.append(read_all(connection))
+        connection.shutdown(socket.SHUT_WR)
+        done.set()
+
+    route.handler = listen_to
+    with route.call() as connection:
+        connection.sendall(b"before")
+        connection.send(b"!", socket.MSG_OOB)
+        connection.sendall(b"after")
+        connection.shutdown(socket.SHUT_WR)
+        assert done.wait(20)
+    # The urgent byte itself stands beside the stream (tcp(7)), and is not carried.
+    assert heard == [b"beforeafter"]
+
+
 def test_a_server_may_speak_first(route: Route) -> None:
     def greet(connection: socket.socket) -> None:
         connection.sendall(b"220 ready\r\n")

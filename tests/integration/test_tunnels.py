@@ -556,6 +556,16 @@ def test_an_end_that_was_not_read_yet_is_no_hang_up(mesh: Mesh) -> None:
             assert read_all(connection) == b"late"
 
 
+def test_a_stream_without_an_answer_fails_in_time_with_the_reason(mesh: Mesh) -> None:
+    with FrameServer(mesh) as server:
+        client = mesh.sidecar("client", upstreams=["server"], timeout_s=0.5)
+        client.balance("server", server.endpoint)
+        with client.call("server") as connection, server.accept() as peer:
+            assert peer.hear() == (Frame.OPEN, b"")
+            assert ends_in_reset(connection)
+        assert "no answer" in client.expect(ConnectionFailed).reason
+
+
 def test_what_was_accepted_is_never_sent_again(mesh: Mesh) -> None:
     with two_servers(mesh) as (first, second, client), client.call("server") as connection:
         with first.accept() as peer:
@@ -734,6 +744,7 @@ TOO_EARLY = (data(b"x" * MOST_EARLY_BYTES), data(b"x"))
         b"\xff" * 100_000,
         frame(Frame.OPEN, b"x"),
         joined(OPEN, OPEN),
+        joined(OPEN, RESET, OPEN, RESET),  # two streams cannot come at once
         data(b"x"),
         FINISH,
         RESET,
