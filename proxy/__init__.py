@@ -1,7 +1,7 @@
 """The sidecar: one process beside each instance of an app.
 
 `sidecar` is the entry point, called in a fork of the launcher with a channel and bound listeners.
-It joins the rest, and everything happens on one uvloop loop:
+It joins the rest, and everything happens on one asyncio loop, which waits in the `poller`:
 
     control plane <-> `channel` <-> `sidecar` -> `identity`, `inbound`, `outbound`
     app            -> `listener` -> `outbound` -> `splice` -> `tunnel` or `direct` -> `pump` -> peer
@@ -19,6 +19,8 @@ It joins the rest, and everything happens on one uvloop loop:
 - `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
   moves those of the peer through TLS. Between them `tunnel` carries one stream after another over
   one connection, in the frames of `framing` (docs/tunnel.md), and `direct` just one.
+- `idleness` cuts connections on which nothing moves, `memory` gives back what many have left,
+  `backoff` says how long to wait before the next try.
 - `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes
   tasks, `reports` what is told upwards, without letting a flood through.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.idleness import Connection, IdleWatch
+from meshrun.proxy.idleness import Cuttable, IdleWatch
 from meshrun.proxy.intentions import Decision, decide
 from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
 from meshrun.proxy.reports import Report
@@ -21,7 +21,7 @@ class Call:
 
     source: str
     cut: Callable[[str], object]
-    live: Connection | None = None
+    live: Cuttable | None = None
 
 
 class Gate:
@@ -72,10 +72,9 @@ class Gate:
         self._calls.add(call)
         return call
 
-    def connected(self, call: Call, live: Connection) -> None:
+    def connected(self, call: Call, live: Cuttable) -> None:
         """The app has been reached for `call`: from now on to cut it is to reset `live`."""
         call.cut, call.live = live.reset, live
-        self._calls.add(call)
         self._idle.connected()
 
     def leave(self, call: Call) -> None:
@@ -88,7 +87,7 @@ class Gate:
         for call in list(self._calls):
             call.cut("the sidecar stops")
 
-    def _live(self) -> list[Connection]:
+    def _live(self) -> list[Cuttable]:
         return [call.live for call in self._calls if call.live is not None]
 
     def _idle_cut(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""TLS handshakes over non-blocking sockets, to the point where a splice takes over."""
+"""TLS handshakes over non-blocking sockets, to the point where a pump takes over."""
 
 import re
 import socket

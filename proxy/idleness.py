@@ -7,13 +7,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-__all__ = ["Connection", "IdleWatch"]
+__all__ = ["Cuttable", "IdleWatch"]
 
 # A connection is found at most this part of its time too late.
 PRECISION = 0.25
 
 
-class Connection(Protocol):
+class Cuttable(Protocol):
     """What can be idle, and be cut."""
 
     def idle_s(self) -> float:
@@ -27,7 +27,7 @@ class IdleWatch:
     """Resets those of `live()` that are idle for the time given; asleep while there are none."""
 
     def __init__(
-        self, live: Callable[[], Iterable[Connection]], on_cut: Callable[[str], None]
+        self, live: Callable[[], Iterable[Cuttable]], on_cut: Callable[[str], None]
     ) -> None:
         self._live = live
         self._on_cut = on_cut

@@ -144,12 +144,13 @@ class Inbound:
             return False
         try:
             app = await self._reach_app(caller.secured)
-        except OSError as error:
+        except BaseException as error:  # also a cut: whoever is not connected leaves
+            self._gate.leave(call)
+            if not isinstance(error, OSError):
+                raise
             reason = error.strerror or str(error)
             self._report(ConnectionFailed(upstream=None, reason=reason))
             return False
-        finally:
-            self._gate.leave(call)
         self._join(call, app, caller)
         return True
 

@@ -1,15 +1,14 @@
 """Accepts connections on a listening socket that stays open whatever happens."""
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from enum import Enum, auto
 
-__all__ = ["STARVED", "Listener"]
+from meshrun.proxy import sockets
 
-# Nothing that the other side did: this process or machine is out of something.
-STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+__all__ = ["Listener"]
+
 PAUSE_S = 0.1
 
 # How many are accepted before others have their turn: other connections, and other workers on the
@@ -74,7 +73,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in STARVED:
+                if error.errno in sockets.STARVED:
                     self._starve(error)
                     return
                 continue  # the other side left while it waited; the next may be there

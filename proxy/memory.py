@@ -11,23 +11,23 @@ from collections.abc import Callable
 
 __all__ = ["Trimmer"]
 
-# Fewer connections are not worth it.
+# Descriptors, of which a connection has two; fewer are not worth it.
 MANY = 128
 
 PERIOD_S = 10.0
 
 
 class Trimmer:
-    """Trims when fewer than half of the connections are left that were `open_now` at the most."""
+    """Trims when fewer than half of the descriptors are left that were `watched` at the most."""
 
-    def __init__(self, open_now: Callable[[], int]) -> None:
-        self._open_now = open_now
+    def __init__(self, watched: Callable[[], int]) -> None:
+        self._watched = watched
         self._peak = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connected(self) -> None:
         """There is a connection more."""
-        self._peak = max(self._peak, self._open_now())
+        self._peak = max(self._peak, self._watched())
         if self._timer is None and self._peak >= MANY:
             self._timer = asyncio.get_running_loop().call_later(PERIOD_S, self._look)
 
@@ -39,7 +39,7 @@ class Trimmer:
 
     def _look(self) -> None:
         self._timer = None
-        now = self._open_now()
+        now = self._watched()
         if now * 2 < self._peak:
             trim()
             self._peak = now

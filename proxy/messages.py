@@ -1,6 +1,6 @@
-"""The vocabulary of the channel between the control plane and one sidecar.
+"""The vocabulary of the channel between the control plane and one worker of a sidecar.
 
-One channel per sidecar, inherited at the fork, so the channel is the identity: nothing in a message
+One channel per worker, inherited at the fork, so the channel is the identity: nothing in a message
 says who sent it. The control plane sends whole snapshots with a version; the sidecar answers
 `Enforced` once every listener and every live connection obeys that version.
 
@@ -156,7 +156,9 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
 
 
 class ConnectionFailed(msgspec.Struct, frozen=True, kw_only=True, tag="connection-failed"):
-    """A connection found no counterpart in time: the app's (`upstream=None`) or an upstream's.
+    """A connection found no counterpart in time or no room, or was cut because nothing moved on it.
+
+    It is one to the app (`upstream=None`) or to an upstream.
 
     `count` is how many failed alike since the last message that said so.
     """

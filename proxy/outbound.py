@@ -21,7 +21,6 @@ from meshrun.proxy.errors import IdentityError, PeerError
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.identity import EXPIRED, Credentials, Identity
 from meshrun.proxy.idleness import IdleWatch
-from meshrun.proxy.listener import STARVED
 from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pool import Pool
@@ -57,6 +56,7 @@ class _Call:
     leftover: Leftover = field(default_factory=Leftover)
     trouble: str = ""
     rounds: int = 0
+    tried_again: bool = False
 
 
 class Outbound:
@@ -220,7 +220,10 @@ class Outbound:
         if refusal in (Refusal.UNREACHABLE, Refusal.BUSY):
             self._balancer.failed(endpoint, self._loop.time())
         call.trouble = f"{endpoint.instance}: {reason}"
-        call.rounds += 1
+        # What a rotation closed is made anew at once; but only once, or it could be a spin.
+        if call.tried_again or refusal not in (None, Refusal.LEAVING):
+            call.rounds += 1
+        call.tried_again = True
         self._start(call)
 
     def _forget_peers(self) -> None:
@@ -346,7 +349,7 @@ class Outbound:
                     call.trouble = f"{endpoint.instance}: {error}"
                 except OSError as error:
                     call.trouble = f"{endpoint.instance}: {error.strerror or error}"
-                    if error.errno in STARVED:
+                    if error.errno in sockets.STARVED:
                         return None  # our own trouble, not the endpoint's
                 else:
                     if isinstance(found, Connection) and not found.tunnel:

@@ -1,5 +1,6 @@
 """Non-blocking TCP sockets: how they are set up, and how they are let go."""
 
+import errno
 import socket
 import struct
 
@@ -14,6 +15,9 @@ __all__ = [
     "reset",
     "set_up",
 ]
+
+# Nothing that the other side did: this process or machine is out of something.
+STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # l_onoff, l_linger: closing sends a reset and throws away what is unsent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)

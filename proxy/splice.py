@@ -11,7 +11,7 @@ from typing import Protocol
 
 from meshrun.proxy import sockets
 from meshrun.proxy.flow import READS, WATCHES, Event, Flow, after
-from meshrun.proxy.framing import MOST_EARLY_BYTES
+from meshrun.proxy.framing import HEADER_BYTES, MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
@@ -19,8 +19,8 @@ __all__ = ["DATA_AT", "Carrier", "Splice", "outward"]
 
 # Shared by all splices, as are the buffers of `pump`: what the app sent, with room around it for a
 # carrier's own headers, so that both are sealed at once.
-DATA_AT = 8
-TAIL_BYTES = 4
+DATA_AT = 2 * HEADER_BYTES  # OPEN and the header of DATA
+TAIL_BYTES = HEADER_BYTES  # FINISH
 outward = memoryview(bytearray(BUFFER_BYTES))
 _room = outward[DATA_AT:-TAIL_BYTES]
 
