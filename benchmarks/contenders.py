@@ -17,7 +17,7 @@ from benchmarks.peers import Peer, Side
 from benchmarks.programs import BenchmarkError, free_ports
 from benchmarks.results import PRODUCT, REFERENCE
 
-__all__ = ["CONTENDERS", "Contender", "Pair", "mesh_file"]
+__all__ = ["CONTENDERS", "SCALED", "Contender", "Pair", "mesh_file"]
 
 MESHRUN_TIMEOUT_S = 30.0
 
@@ -101,9 +101,14 @@ class PeerPair:
 
 
 class Meshrun:
-    """The product, as `meshrun up` runs it: the backend is one of its services."""
+    """The product, as `meshrun up` runs it: the backend is one of its services.
 
-    name = PRODUCT
+    With several `workers` for each sidecar it is a contender of another name.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self.name = PRODUCT if workers == 1 else f"{PRODUCT}-{workers}"
+        self._workers = workers
 
     def version(self) -> str | None:
         """Return its version and that of the interpreter."""
@@ -112,7 +117,7 @@ class Meshrun:
     @contextmanager
     def start(self, backend_port: int, folder: Path) -> Iterator[Pair]:
         """Run a mesh of a client and the backend, in `folder`."""
-        (folder / "mesh.toml").write_text(mesh_file(backend_port))
+        (folder / "mesh.toml").write_text(mesh_file(backend_port, self._workers))
         try:
             _meshrun(folder, "up", "--wait")
             instances = json.loads(_meshrun(folder, "ps", "--json"))
@@ -126,7 +131,7 @@ class Meshrun:
             _meshrun(folder, "down")
 
 
-def mesh_file(backend_port: int) -> str:
+def mesh_file(backend_port: int, workers: int = 1) -> str:
     """Return the mesh.toml: a client that may call the backend, and does nothing itself."""
     return f"""\
 [mesh]
@@ -136,9 +141,11 @@ name = "bench"
 command = ["sleep", "infinity"]
 port = 0
 upstreams = ["backend"]
+workers = {workers}
 
 [services.backend]
 address = "127.0.0.1:{backend_port}"
+workers = {workers}
 
 [[intentions]]
 from = "client"
@@ -163,5 +170,8 @@ def _meshrun(folder: Path, *args: str) -> str:
         raise BenchmarkError(f"cannot run meshrun {args[0]}: {done.stdout}{done.stderr}")
     return done.stdout
 
+
+# Measured where they are asked for by name: how a sidecar grows with its workers.
+SCALED: tuple[Contender, ...] = (Meshrun(2), Meshrun(4))
 
 CONTENDERS: tuple[Contender, ...] = (Meshrun(), *map(PeerPair, peers.PEERS), Direct())

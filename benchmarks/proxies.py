@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import backend, workloads
-from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders import CONTENDERS, SCALED, Contender
 from benchmarks.numbers import shown
 from benchmarks.programs import BenchmarkError, free_ports
 from benchmarks.results import REFERENCE, Measurement, Settings
@@ -168,7 +168,8 @@ def _present_contenders(settings: Settings) -> Sequence[Contender]:
         raise BenchmarkError(
             "cannot measure proxies without nginx, their backend: apt install nginx"
         )
-    wanted = [contender for contender in CONTENDERS if settings.wants(contender.name)]
+    scaled = SCALED if settings.contenders is not None else ()
+    wanted = [each for each in (*CONTENDERS, *scaled) if settings.wants(each.name)]
     missing = [contender.name for contender in wanted if contender.version() is None]
     for name in missing:
         settings.say(f"{name} is not installed and left out; `make peers` installs it")
