@@ -3,6 +3,7 @@
 __all__ = [
     "ChannelError",
     "FramingError",
+    "HttpError",
     "IdentityError",
     "MeshrunError",
     "NoProtocolError",
@@ -28,6 +29,14 @@ class NoProtocolError(PeerError):
 
 class FramingError(PeerError):
     """The other side of a tunnel sent what its protocol does not allow."""
+
+
+class HttpError(PeerError):
+    """A peer sent what is no HTTP, or no HTTP that this sidecar takes; `status` is the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ChannelError(MeshrunError):

@@ -18,6 +18,7 @@ __all__ = [
     "MOST_CONNECTIONS",
     "ConnectionFailed",
     "Denied",
+    "Ejection",
     "Endpoint",
     "Enforced",
     "FromSidecar",
@@ -26,12 +27,17 @@ __all__ = [
     "LeafRefused",
     "LeafRequested",
     "Logged",
+    "Protocol",
     "Renew",
+    "Requests",
     "Serving",
+    "Share",
     "Snapshot",
     "ToSidecar",
     "Upstream",
 ]
+
+Protocol = Literal["tcp", "http", "http2", "grpc"]
 
 
 # Each takes two descriptors, of which a sidecar has 65,536 where the system allows it.
@@ -51,12 +57,51 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     tunnels: bool = True
 
 
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that takes `weight` parts of the requests to an upstream."""
+
+    service: str
+    identity: str
+    weight: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Ejection(msgspec.Struct, frozen=True, kw_only=True):
+    """When an endpoint gets no requests for a while: after `failures` in a row, for `first_s`.
+
+    Each time it fails again the while is longer, up to `longest_s`.
+    """
+
+    failures: int = 5
+    first_s: float = 30.0
+    longest_s: float = 300.0
+
+
+class Requests(msgspec.Struct, frozen=True, kw_only=True):
+    """What an upstream does with each request, where its protocol is not tcp.
+
+    `timeout_s` is for the whole, retries included, None for none. More than `most_in_flight` at the
+    same time are answered with 503, and so are more than `most_pending` that wait for a connection.
+    `remove_headers` (lower case) are taken from what the app sends, `set_headers` put in.
+    """
+
+    timeout_s: float | None = 15.0
+    retries: int = 1
+    most_in_flight: int = 1024
+    most_pending: int = 1024
+    ejection: Ejection = Ejection()
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+
+
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """A service that the app calls, seen by it as the local listener `name`.
 
     `identity` is the SPIFFE ID that every endpoint must prove. `connect_timeout_s` bounds how long
     a connection is parked while no endpoint takes it. More than `max_connections` at the same time
     are refused; one on which nothing moves for `idle_timeout_s` is cut.
+
+    `split` are the services that share the requests; where it is empty `service` takes them all.
     """
 
     name: str
@@ -66,6 +111,9 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None
+    protocol: Protocol = "tcp"
+    requests: Requests = Requests()
+    split: tuple[Share, ...] = ()
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,10 +128,14 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None
+    protocol: Protocol = "tcp"
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
-    """All that a sidecar must know, whole. `roots` are DER certificates, all of them trusted."""
+    """All that a sidecar must know, whole. `roots` are DER certificates, all of them trusted.
+
+    `records` says that it shall tell of each request and connection (access log, tap).
+    """
 
     version: int
     service: str
@@ -94,6 +146,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     intentions: tuple[Intention, ...]
     inbound: Inbound | None
     upstreams: tuple[Upstream, ...]
+    records: bool = False
 
 
 class LeafIssued(msgspec.Struct, frozen=True, kw_only=True, tag="leaf-issued"):
@@ -143,8 +196,9 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
 
     `source` is a service name, or for a peer that proved no identity what is known of it.
     `by_default` says that no intention matched. `live` says that it was a live connection, cut
-    because an intention changed. `count` is how many were refused alike since the last message that
-    said so.
+    because an intention changed. `dry_run` says that it was let through all the same. `request` is
+    one of the HTTP requests that were refused: `GET /admin`. `count` is how many were refused alike
+    since the last message that said so.
     """
 
     kind: Literal["intention", "peer"]
@@ -152,6 +206,8 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
     reason: str
     by_default: bool = False
     live: bool = False
+    dry_run: bool = False
+    request: str = ""
     count: int = 1
 
 

@@ -12,7 +12,7 @@ from signal import SIGTERM, Signals
 from typing import Literal
 
 from meshrun.proxy.intentions import Action, Intention
-from meshrun.proxy.messages import MOST_CONNECTIONS
+from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol
 
 __all__ = [
     "SERVICE_NAME",
@@ -34,7 +34,6 @@ __all__ = [
 # As a label of the DNS (RFC 1123 2.1), in lower case.
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
-Protocol = Literal["tcp", "http", "http2", "grpc"]
 RestartPolicy = Literal["on-failure", "always", "never"]
 Condition = Literal["started", "ready", "completed", "succeeded"]
 

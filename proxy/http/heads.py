@@ -1,0 +1,65 @@
+"""The heads of requests and responses, whatever version of HTTP carried them.
+
+`fields` are the end-to-end ones, in order and spelled as they were sent. What belongs to one
+connection only is not in them: it was understood and dropped (RFC 9110 7.6.1), or is an attribute
+here (`authority`, `length`, `upgrade`). Text is Latin-1, a character for a byte.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+__all__ = ["Fields", "Framing", "Request", "Response"]
+
+Fields = list[tuple[str, str]]
+
+
+class Framing(Enum):
+    """How the end of a body is known."""
+
+    NONE = auto()  # there is none
+    LENGTH = auto()  # by its length, which was said before
+    STREAM = auto()  # when it comes: chunks, END_STREAM, or the end of the connection
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The head of a request; `path` is normalised, `query` is empty or begins with `?`.
+
+    `authority` is the host as it was sent, `upgrade` what HTTP/1.1's Upgrade asked for.
+    `keeps_alive` says whether the sender wants to use the connection again.
+    """
+
+    method: str
+    path: str
+    query: str
+    authority: str
+    fields: Fields = field(default_factory=list)
+    framing: Framing = Framing.NONE
+    length: int = 0
+    upgrade: str = ""
+    expects_continue: bool = False
+    keeps_alive: bool = True
+    minor_version: int = 1  # of HTTP/1; HTTP/2 can do all that 1.1 can
+
+
+@dataclass(slots=True, eq=False)
+class Response:
+    """The head of a response, interim (1xx) or final.
+
+    `length` is what Content-Length said, also where no body follows (HEAD, 304). `until_close`
+    says that the end of the connection is the end of the body (HTTP/1 only).
+    """
+
+    status: int
+    fields: Fields = field(default_factory=list)
+    framing: Framing = Framing.NONE
+    length: int | None = None
+    reason: str = ""
+    upgrade: str = ""
+    until_close: bool = False
+    keeps_alive: bool = True
+
+    @property
+    def interim(self) -> bool:
+        """Whether another response to the same request follows; 101 is final."""
+        return self.status < 200 and self.status != 101
