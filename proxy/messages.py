@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.intentions import Action, Intention, Protocol
 
 __all__ = [
     "MOST_CONNECTIONS",
@@ -36,8 +36,6 @@ __all__ = [
     "ToSidecar",
     "Upstream",
 ]
-
-Protocol = Literal["tcp", "http", "http2", "grpc"]
 
 
 # Each takes two descriptors, of which a sidecar has 65,536 where the system allows it.

@@ -15,10 +15,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from random import Random
 
-# cryptography itself imports this only when a first leaf is requested; by then a sidecar may have
-# given up the rights to read it, and would no longer share it with the others either.
+# These are imported by others only when a first leaf is requested, or a first rule has a regular
+# expression; by then a sidecar may have given up the rights to read them, and would no longer share
+# them with the others either.
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
+import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
 from meshrun.proxy.identity import Identity
