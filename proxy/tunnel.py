@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from meshrun.proxy.caller import Caller
 from meshrun.proxy.errors import FramingError
 from meshrun.proxy.framing import (
     HEADER_BYTES,
@@ -416,7 +417,7 @@ class InboundOwner(Protocol):
 
 
 class InboundTunnel(_Tunnel):
-    """The side that takes streams from `source`, a service that proved to be `identity`.
+    """The side that takes streams from `caller`.
 
     `not_after` is when the first of both leaves expires.
     """
@@ -426,18 +427,16 @@ class InboundTunnel(_Tunnel):
         "_early_end",
         "_may_open",
         "_owner",
+        "caller",
         "credentials",
-        "identity",
         "not_after",
-        "source",
     )
 
     def __init__(
         self,
         pump: Pump,
         owner: InboundOwner,
-        source: str,
-        identity: str,
+        caller: Caller,
         credentials: Credentials,
         not_after: float,
     ) -> None:
@@ -446,8 +445,7 @@ class InboundTunnel(_Tunnel):
         self._early = bytearray()  # what came before the answer
         self._early_end = False
         self._may_open = True
-        self.source = source
-        self.identity = identity
+        self.caller = caller
         self.credentials = credentials
         self.not_after = not_after
 
