@@ -105,6 +105,7 @@ def inverted(match: HeaderMatch) -> HeaderMatch:
         (EXACT, ("admin", "user"), True),  # or the first
         (EXACT, ("user, admin",), True),  # joined in one line
         (EXACT, ("user,\tadmin ",), True),
+        (EXACT, (" admin\t",), True),
         (EXACT, ("user,admin,guest",), True),
         (EXACT, ("user admin",), False),
         (PREFIX, ("admin",), True),
@@ -195,6 +196,9 @@ def test_a_host_is_matched_as_sent_and_without_case_dot_and_port(name: str) -> N
         ("API.local:80", "API.local:80"),
         ("API.local.:80", "api.local:80"),
         ("API.local.:80", "api.local"),
+        ("api.local", "api.local:80"),
+        ("API.local.:8080", "api.local:8080"),
+        ("API.local.:8080", "api.local"),
         ("api.LOCAL.", "api.local"),
         ("[::1]:8080", "[::1]"),
         ("[::1]", "[::1]"),
