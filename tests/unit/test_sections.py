@@ -28,8 +28,10 @@ KEYS = st.sampled_from(
     ]
 )
 SCALARS = st.sampled_from(
-    [0, 1, -1, 8080, 10**20, True, False, 0.5, "", "web", "api", "*", "10s", "1-2", "${A}", "'"]
-    + ["GET", "deny", "/a", "/a/../b", "(", "x-role", "_"]
+    [
+        *(0, 1, -1, 8080, 10**20, True, False, 0.5, "", "web", "api", "*", "10s", "1-2", "${A}"),
+        *("'", "GET", "deny", "/a", "/a/../b", "(", "x-role", "_"),
+    ]
 )
 TREES = st.recursive(
     SCALARS,
