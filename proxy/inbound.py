@@ -8,7 +8,7 @@ peer it hears nothing.
 import asyncio
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +17,11 @@ from meshrun.proxy import callee, dial, handshake, sockets, tasks, tls
 from meshrun.proxy.direct import Direct
 from meshrun.proxy.errors import IdentityError, PeerError
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.gate import GONE, Call, Gate
 from meshrun.proxy.handshake import Secured
 from meshrun.proxy.identity import EXPIRED, Credentials, Identity
 from meshrun.proxy.inbound_tunnels import InboundTunnels
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Denied, Snapshot
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Pump
@@ -46,6 +47,7 @@ class _Caller:
 
     secured: Secured
     source: str
+    identity: SpiffeId
     credentials: Credentials
 
 
@@ -53,12 +55,16 @@ class Inbound:
     """Serves callers as long as `apply` said that they may call."""
 
     def __init__(
-        self, poller: Poller, identity: Identity, report: Callable[[Report], None]
+        self,
+        poller: Poller,
+        identity: Identity,
+        report: Callable[[Report], None],
+        ledger: Ledger,
     ) -> None:
         self._poller = poller
         self._identity = identity
         self._report = report
-        self._gate = Gate(report)
+        self._gate = Gate(report, ledger)
         self._tunnels = InboundTunnels(poller, identity, self._gate, report)
         self._handshakes: dict[asyncio.Task[None], None] = {}
 
@@ -69,6 +75,10 @@ class Inbound:
     def rotate(self) -> None:
         """Take no more streams under an old leaf; those under way go on."""
         self._tunnels.rotate()
+
+    def traffic(self) -> Iterator[tuple[str, int, int]]:
+        """Yield source, received and sent bytes of each open connection."""
+        return self._gate.traffic()
 
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
@@ -123,7 +133,7 @@ class Inbound:
         caller = tls.authenticate(secured.tls, own.trust_domain, datetime.now(UTC))
         if caller.service is None:
             raise IdentityError(f"{caller} is not the identity of a service")
-        return _Caller(secured, caller.service, credentials)
+        return _Caller(secured, caller.service, caller, credentials)
 
     def _report_silence(self) -> None:
         if self._identity.expired:  # the caller did nothing wrong
@@ -135,22 +145,25 @@ class Inbound:
     def _start_tunnel(self, caller: _Caller) -> None:
         own, peer = caller.credentials.leaf.not_after, tls.peer_not_after(caller.secured.tls)
         pump = Pump(self._poller, caller.secured)
-        self._tunnels.add(pump, caller.source, caller.credentials, min(own, peer))
+        self._tunnels.add(
+            pump, caller.source, str(caller.identity), caller.credentials, min(own, peer)
+        )
 
     async def _serve_directly(self, caller: _Caller) -> bool:
         # Known before it is judged: a change of the intentions finds either the call or none.
-        call = self._gate.enter(caller.source, _canceller())
+        call = self._gate.enter(caller.source, _canceller(), str(caller.identity))
         if isinstance(call, Refusal):
             return False
         try:
             app = await self._reach_app(caller.secured)
-        except BaseException as error:  # also a cut: whoever is not connected leaves
-            self._gate.leave(call)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             reason = error.strerror or str(error)
+            self._gate.leave(call, reason)
             self._report(ConnectionFailed(upstream=None, reason=reason))
             return False
+        except BaseException:  # also a cut: whoever is not connected leaves
+            self._gate.leave(call, GONE)
+            raise
         self._join(call, app, caller)
         return True
 
@@ -163,7 +176,9 @@ class Inbound:
 
     def _join(self, call: Call, app: socket.socket, caller: _Caller) -> None:
         sockets.guard(app)
-        splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
+        splice = Splice(
+            self._poller, app, lambda failure: self._gate.leave(call, failure), counted=True
+        )
         self._gate.connected(call, splice)
         Direct(Pump(self._poller, caller.secured), splice).start()
 

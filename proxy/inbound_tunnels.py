@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from meshrun.proxy import callee, dial, sockets, tasks
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.gate import GONE, Call, Gate
 from meshrun.proxy.identity import Credentials, Identity
 from meshrun.proxy.messages import ConnectionFailed
 from meshrun.proxy.poller import Poller
@@ -60,9 +60,11 @@ class InboundTunnels:
         self._idle: dict[InboundTunnel, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, pump: Pump, source: str, credentials: Credentials, not_after: float) -> None:
+    def add(
+        self, pump: Pump, source: str, identity: str, credentials: Credentials, not_after: float
+    ) -> None:
         """Take streams from `source` over `pump`, until `not_after` (wall clock)."""
-        tunnel = InboundTunnel(pump, self, source, credentials, not_after)
+        tunnel = InboundTunnel(pump, self, source, identity, credentials, not_after)
         self._tunnels.add(tunnel)
         self.tunnel_idle(tunnel)
         if not tunnel.closed:
@@ -93,7 +95,9 @@ class InboundTunnels:
         if not self._lasts(tunnel):
             tunnel.refuse(Refusal.LEAVING, TEXTS[Refusal.LEAVING])
             return
-        call = self._gate.enter(tunnel.source, lambda _: self._refuse(tunnel, Refusal.DENIED))
+        call = self._gate.enter(
+            tunnel.source, lambda _: self._refuse(tunnel, Refusal.DENIED), tunnel.identity
+        )
         if isinstance(call, Refusal):
             tunnel.refuse(call, TEXTS[call])
             return
@@ -112,7 +116,7 @@ class InboundTunnels:
         """Reach the app no longer for a stream that nobody wants any more."""
         opening = self._openings.pop(tunnel, None)
         if opening is not None:
-            self._gate.leave(opening.call)
+            self._gate.leave(opening.call, GONE)
             if opening.task is not None:
                 opening.task.cancel()
 
@@ -144,6 +148,7 @@ class InboundTunnels:
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._report(ConnectionFailed(upstream=None, reason=reason))
+                self._gate.leave(opening.call, reason)
                 opening.task = None  # it ends here by itself
                 self._refuse(tunnel, Refusal.UNREACHABLE)
             else:
@@ -154,7 +159,9 @@ class InboundTunnels:
     def _accept(self, tunnel: InboundTunnel, app: socket.socket) -> None:
         call = self._openings.pop(tunnel).call
         sockets.guard(app)
-        splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
+        splice = Splice(
+            self._poller, app, lambda failure: self._gate.leave(call, failure), counted=True
+        )
         self._gate.connected(call, splice)
         tunnel.accept(splice)
 

@@ -25,6 +25,7 @@ from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.listener import Listener
 from meshrun.proxy.memory import Trimmer
 from meshrun.proxy.messages import (
@@ -35,6 +36,7 @@ from meshrun.proxy.messages import (
     Logged,
     Renew,
     Snapshot,
+    StatsRequested,
     ToSidecar,
 )
 from meshrun.proxy.outbound import Outbound
@@ -73,10 +75,11 @@ class Sidecar:
             channel_socket, channel.to_sidecar(), self._received, self._channel_closed
         )
         self._reporter = Reporter(self._send)
+        self._ledger = Ledger(self._send, lambda: self._channel.pending_bytes)
         self._identity = Identity(self._send, time.time, self._rng, self._rotated)
         self._trimmer = Trimmer(lambda: poller.watched)
         self._snapshot: Snapshot | None = None
-        self._inbound = Inbound(self._poller, self._identity, self._reporter.report)
+        self._inbound = Inbound(self._poller, self._identity, self._reporter.report, self._ledger)
         self._inbound_listener: Listener | None = None
         if inbound_listener is not None:
             self._inbound_listener = self._listener(inbound_listener, self._inbound.serve)
@@ -94,6 +97,7 @@ class Sidecar:
         self._inbound.close()
         for outbound, _ in self._outbounds.values():
             outbound.close()
+        self._ledger.close()  # after what has just been cut
         self._channel.close()
         self.closed.set()
 
@@ -114,6 +118,8 @@ class Sidecar:
                 self._identity.refused(message)
             case Renew():
                 self._identity.renew()
+            case StatsRequested(number=number):
+                self._send(self._ledger.stats(number, self._inbound.traffic()))
 
     def _channel_closed(self, _error: Exception | None) -> None:
         # Nobody tells this sidecar any more whom to refuse: it ends, and the supervisor, if there
@@ -123,6 +129,7 @@ class Sidecar:
     def _apply(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._identity.expect(SpiffeId.parse(snapshot.identity), snapshot.roots)
+        self._ledger.recording = snapshot.records
         self._inbound.apply(snapshot)
         for upstream in snapshot.upstreams:
             if upstream.name in self._outbounds:

@@ -62,7 +62,7 @@ class Splice:
     """A connection of the app (`app`, guarded, which it owns) joined to a carrier.
 
     Calls `on_end` once both are done: with None after both directions have ended, else with what
-    broke.
+    broke. With `counted` it knows then how much there was (`traffic`).
     """
 
     __slots__ = (
@@ -77,10 +77,16 @@ class Splice:
         "_recv_into",
         "_send",
         "_to_app",
+        "_traffic",
     )
 
     def __init__(
-        self, poller: Poller, app: socket.socket, on_end: Callable[[str | None], None]
+        self,
+        poller: Poller,
+        app: socket.socket,
+        on_end: Callable[[str | None], None],
+        *,
+        counted: bool = False,
     ) -> None:
         self._poller = poller
         self._on_end = on_end
@@ -93,6 +99,8 @@ class Splice:
         self._outward = Flow.FLOWING  # app to peer
         self._inward = Flow.FLOWING  # peer to app
         self._to_app = bytearray()
+        # What it was in the end; before that the kernel knows, so that a message costs nothing.
+        self._traffic: tuple[int, int] | None = None if counted else (0, 0)
 
     def start(self, carrier: Carrier) -> None:
         """Begin to move the app's bytes to `carrier`, which may deliver from now on."""
@@ -120,6 +128,13 @@ class Splice:
     def idle_s(self) -> float:
         """Return how long nothing was sent to the app or received from it."""
         return sockets.idle_s(self._app)
+
+    def traffic(self) -> tuple[int, int]:
+        """Return how many bytes the app was sent and sent itself, of a splice that is `counted`."""
+        if self._traffic is not None:
+            return self._traffic
+        ended = self._outward in (Flow.ENDING, Flow.ENDED)
+        return sockets.traffic(self._app, ended=ended)
 
     def detach(self) -> socket.socket:
         """Give the app's connection back, before anything was delivered to it."""
@@ -287,6 +302,7 @@ class Splice:
         if self._carrier is not _NOTHING:
             self._poller.forget(self._app.fileno())
         carrier, self._carrier = self._carrier, _NOTHING
+        self._traffic = self.traffic()
         self._to_app.clear()
         return carrier
 

@@ -416,7 +416,7 @@ class InboundOwner(Protocol):
 
 
 class InboundTunnel(_Tunnel):
-    """The side that takes streams from `source`, a service.
+    """The side that takes streams from `source`, a service that proved to be `identity`.
 
     `not_after` is when the first of both leaves expires.
     """
@@ -427,6 +427,7 @@ class InboundTunnel(_Tunnel):
         "_may_open",
         "_owner",
         "credentials",
+        "identity",
         "not_after",
         "source",
     )
@@ -436,6 +437,7 @@ class InboundTunnel(_Tunnel):
         pump: Pump,
         owner: InboundOwner,
         source: str,
+        identity: str,
         credentials: Credentials,
         not_after: float,
     ) -> None:
@@ -445,6 +447,7 @@ class InboundTunnel(_Tunnel):
         self._early_end = False
         self._may_open = True
         self.source = source
+        self.identity = identity
         self.credentials = credentials
         self.not_after = not_after
 

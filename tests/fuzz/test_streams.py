@@ -204,7 +204,7 @@ class Link:
         self._opened = 0
         self._waiting: asyncio.TimerHandle | None = None
         self.near = OutboundTunnel(Pump(poller, client), Near(self), ENDPOINT, NONE, 0.0)
-        self.far = InboundTunnel(Pump(poller, server), Far(self), "client", NONE, 0.0)
+        self.far = InboundTunnel(Pump(poller, server), Far(self), "client", "", NONE, 0.0)
         self.near.start()
         self.far.start()
 

@@ -982,7 +982,7 @@ def test_a_tunnel_that_is_being_closed_takes_no_stream() -> None:
     async def main(poller: Poller) -> list[str]:
         client, server = TlsPairs().join(*tcp_pair())
         owner = Recorder()
-        tunnel = InboundTunnel(Pump(poller, server), owner, "client", NONE, 0.0)
+        tunnel = InboundTunnel(Pump(poller, server), owner, "client", "", NONE, 0.0)
         tunnel.start()
         client.tls.write(OPEN)
         client.sock.send(client.outgoing.read())
