@@ -21,6 +21,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.target import normalise_authority
+
 __all__ = [
     "HOST",
     "MOST_PARTS",
@@ -111,7 +114,9 @@ class Fields:
     def _read(self, name: str) -> tuple[str, ...] | None:
         if name in HOST:
             return _hosts(self._request.authority)
-        values = [value for field, value in self._request.fields if field.lower() == name]
+        values = [
+            value.strip(" \t") for field, value in self._request.fields if field.lower() == name
+        ]
         if sum(value.count(",") + 1 for value in values) > MOST_PARTS:
             return None
         readings = dict.fromkeys(values)
@@ -124,15 +129,17 @@ class Fields:
 
 
 def _hosts(authority: str) -> tuple[str, ...]:
-    """Return the spellings of one host: as it was sent, in lower case, without dot and port."""
+    """Return the spellings of one host: as it was sent, as compared, and with and without port."""
     if not authority:
         return ()
-    lower = authority.lower()
-    host, colon, port = lower.rpartition(":")
-    if not colon or not (port == "" or port.isdigit()):
-        host, colon, port = lower, "", ""
-    host = host.removesuffix(".")
-    return tuple(dict.fromkeys((authority, f"{host}{colon}{port}", host)))
+    try:
+        normal = normalise_authority(authority)
+    except HttpError:
+        return (authority,)
+    host, colon, port = normal.rpartition(":")
+    if colon and port.isdigit():
+        return tuple(dict.fromkeys((authority, normal, host)))
+    return tuple(dict.fromkeys((authority, normal, f"{normal}:80")))
 
 
 class _UnclearError(ValueError):
