@@ -494,6 +494,10 @@ class StreamLink:
         else:
             self._tell(reason)
 
+    def let_go(self) -> None:
+        """Forget the carrier, which goes elsewhere."""
+        self._release()
+
     def detach(self) -> None:
         """Wait for another carrier: the stream was not accepted."""
         self._carrier = _NO_CARRIER
@@ -592,4 +596,4 @@ class StreamRider:
 
     def disown(self) -> None:
         """Both directions have ended, and what came was handed on: nothing is left here."""
-        self._link.reset()
+        self._link.let_go()
