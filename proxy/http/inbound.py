@@ -18,7 +18,7 @@ from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, new_request_id, record, take_unreached
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
 from meshrun.proxy.http.retries import may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -55,7 +55,7 @@ class HttpInbound:
         report: Callable[[Report], None],
         rng: Random,
     ) -> None:
-        self.rng = rng
+        self.request_ids = RequestIds(rng)
         self.poller = poller
         self.gate = gate
         self.ledger = ledger
@@ -224,7 +224,7 @@ class _Connection:
                 if name.lower().replace("_", "-") not in _OURS
             ]
         if not has_id:
-            request.fields.append((REQUEST_ID, new_request_id(self.inbound.rng)))
+            request.fields.append((REQUEST_ID, self.inbound.request_ids.new()))
         return self._identity
 
     def _lost(self, client: Http1Client) -> None:

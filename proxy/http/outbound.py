@@ -21,7 +21,7 @@ from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import SocketLink, StreamLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, new_request_id, record, take_unreached
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
 from meshrun.proxy.http.retries import Budget, back_off_s, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -62,6 +62,7 @@ class HttpOutbound:
     ) -> None:
         self.source = source
         self.rng = rng
+        self.request_ids = RequestIds(rng)
         self.ledger = ledger
         self.upstream = upstream
         self.budget = Budget()
@@ -239,7 +240,7 @@ class _Exchange(Relay):
                 *settings.set_headers,
             ]
         if not any(name.lower() == _REQUEST_ID for name, _ in request.fields):
-            request.fields.append((REQUEST_ID, new_request_id(self._outbound.rng)))
+            request.fields.append((REQUEST_ID, self._outbound.request_ids.new()))
         self._outbound.begin(self)
 
     def send_over(self, line: "_Line") -> None:

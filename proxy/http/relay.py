@@ -9,7 +9,7 @@ from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import Fields, Framing, Request, Response
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["REQUEST_ID", "Relay", "new_request_id", "record", "take_unreached"]
+__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_unreached"]
 
 REQUEST_ID = "X-Request-Id"
 
@@ -26,11 +26,22 @@ def take_unreached(head: Response) -> bool:
     return said
 
 
-def new_request_id(rng: Random) -> str:
-    """Return an identifier in the form of a random UUID (RFC 9562 5.4); it guards nothing."""
-    number = rng.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
-    digits = f"{number:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+class RequestIds:
+    """Makes identifiers in the form of random UUIDs (RFC 9562 5.4); they guard nothing.
+
+    Random is where the count begins, and what stands before it: to make each anew would cost more
+    than to parse a small request.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        digits = f"{rng.getrandbits(72):018x}"
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-"
+        self._next = rng.getrandbits(48)
+
+    def new(self) -> str:
+        """Return another one."""
+        self._next = (self._next + 1) & 0xFFFFFFFFFFFF
+        return f"{self._prefix}{self._next:012x}"
 
 
 class Relay:
