@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.head1 import parse_request
+from meshrun.proxy.http.head1 import find_head, parse_request
 from meshrun.proxy.http.heads import Request
 from meshrun.supervisor.errors import MeshrunError
 
@@ -37,9 +37,9 @@ def asked(method: str | None, path: str | None, headers: Sequence[str]) -> Reque
     lines = [first, *(f"{name}: {value}" for name, value in fields)]
     if any(map(_CONTROL.search, lines)):
         raise UnaskableError("cannot ask about a request with control characters")
-    head = "".join(f"{line}\r\n" for line in lines) + "\r\n"
+    head = ("".join(f"{line}\r\n" for line in lines) + "\r\n").encode()
     try:
-        return parse_request(head.encode())
+        return parse_request(head[: find_head(head)])
     except HttpError as error:
         raise UnaskableError(
             f"a sidecar would answer such a request with {error.status}: {error}"
