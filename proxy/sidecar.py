@@ -23,6 +23,7 @@ import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
+from meshrun.proxy.http.link import end_lingering
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
 from meshrun.proxy.ledger import Ledger
@@ -97,6 +98,7 @@ class Sidecar:
         self._inbound.close()
         for outbound, _ in self._outbounds.values():
             outbound.close()
+        end_lingering()
         self._ledger.close()  # after what has just been cut
         self._channel.close()
         self.closed.set()

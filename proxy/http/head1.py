@@ -93,7 +93,6 @@ _protocol = re.compile(rf"([{_TCHAR}]+)(?:/[{_TCHAR}]+)?")
 
 _bare_lf = re.compile(rb"(?<!\r)\n")
 _any_version = re.compile(r"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
-_method_in_small = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]*[a-z]")
 
 
 # Reading.
@@ -251,15 +250,15 @@ def parse_fields(text: str, start: int, *, of_response: bool = False) -> Fields:
 
     Raises HttpError: 502 for a response, else 400 or 431.
     """
+    status = 502 if of_response else 400
     pattern = _response_field if of_response else _request_field
+    count = text.count("\n", start) - 1
+    if count > FIELD_LIMIT:
+        raise HttpError(502 if of_response else 431, f"cannot take more than {FIELD_LIMIT} fields")
     fields = pattern.findall(text, start)
-    # Each match is a whole line, so where all lines but the empty one matched, nothing is left.
-    if text.count("\n", start) != len(fields) + 1 or not text.endswith("\r\n\r\n"):
-        raise _no_fields(text, start, pattern, 502 if of_response else 400)
-    if len(fields) > FIELD_LIMIT:
-        raise HttpError(
-            502 if of_response else 431, f"cannot take more than {FIELD_LIMIT} fields of a head"
-        )
+    # Each match is a whole line: where there are as many as lines but the empty one, all matched.
+    if len(fields) != count or not text.endswith("\r\n\r\n"):
+        raise _no_fields(text, start, pattern, status)
     if " \r" in text or "\t\r" in text:
         return [(name, value.rstrip(" \t")) for name, value in fields]
     return fields
@@ -346,7 +345,7 @@ def _no_request_line(text: str) -> HttpError:
         method, _, version = text.partition("\r\n")[0].split(" ")
         if version not in ("HTTP/1.0", "HTTP/1.1"):
             return HttpError(505, "cannot take the request: its version is not HTTP/1.0 or 1.1")
-        if _method_in_small.fullmatch(method):
+        if method != method.upper() and _token.fullmatch(method):
             return HttpError(400, "cannot take the request: a small letter is in its method")
     return HttpError(400, "cannot take the request: its first line is no request line")
 
@@ -382,7 +381,7 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
 
     Without a body, POST, PUT and PATCH say `Content-Length: 0`, whether or not it was said before.
     An empty authority, which only HTTP/1.0 can have, becomes an empty Host (RFC 9112 3.2).
-    Raises HttpError (400) for a request that would read as more than one line where it is one.
+    Raises HttpError (400) for a request of which a part would read as something else.
     """
     start = f"{request.method} {request.path}{request.query} HTTP/1.1"
     lines = [
@@ -403,8 +402,9 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         lines.append(f"Upgrade: {request.upgrade}")
     elif takes_trailers:
         lines.append("Connection: TE")
-    if start.count(" ") != 2:
-        raise HttpError(400, "cannot write the request: a space is in its method or target")
+    # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3).
+    if not _request_line.fullmatch(f"{start}\r\n"):
+        raise HttpError(400, "cannot write the request: its method or target is none of HTTP/1.1")
     return _head(lines, 400)
 
 
@@ -412,7 +412,7 @@ def write_response(response: Response, *, chunked: bool, close: bool) -> bytes:
     """Return the head of a response on HTTP/1.1; the body will be `chunked`, or by its length.
 
     With neither, the end of the connection ends the body, and `close` must be true.
-    Raises HttpError (502) for a response that would read as more than one line where it is one.
+    Raises HttpError (502) for a response of which a part would read as something else.
     """
     status = response.status
     lines = [
@@ -443,7 +443,7 @@ _TE_TRAILERS_OF_HTTP2 = ("te", "trailers")
 
 def _head(lines: list[str], status: int) -> bytes:
     text = "\r\n".join([*lines, "", ""])
-    # What came over HTTP/2 could have held these, and would be two lines here (RFC 9113 10.3).
+    # Over HTTP/2 these can be within a value; here it would be two (RFC 9113 10.3).
     count = len(lines) + 1
     if text.count("\n") != count or text.count("\r") != count or "\0" in text:
         raise HttpError(status, "cannot write the head: CR, LF or NUL is in it")

@@ -1,6 +1,8 @@
 """The API of a running mesh, called over the control socket in its state folder."""
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
@@ -100,6 +102,20 @@ class Client:
         query = _last(last, follow=follow)
         return self._stream("/v1/meshrun/events", Event, query, follow=follow)
 
+    def access(self, names: Sequence[str], last: int | None, *, follow: bool) -> Iterator[bytes]:
+        """Yield the JSON of entries of the access log, with `follow` until the run ends."""
+        query = [("app", name) for name in names] + _last(last, follow=follow)
+        return self._lines("/v1/meshrun/access", query, follow=follow)
+
+    def tap(self, source: str, destination: str) -> Iterator[bytes]:
+        """Yield the JSON of what goes from a source (or `*`) to a destination, as it happens."""
+        query = {"source": source, "destination": destination}
+        return self._lines("/v1/meshrun/tap", query, follow=True)
+
+    def metrics(self) -> str:
+        """Return the page for Prometheus."""
+        return self._fetch("GET", "/metrics").decode()
+
     def env(self, instance: str) -> dict[str, str]:
         """Return the environment of an instance."""
         return self._ask("GET", f"/v1/meshrun/env/{quote(instance, safe='')}", dict[str, str])
@@ -195,6 +211,18 @@ class Client:
         body: object = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> T:
+        answer = self._fetch(method, path, query=query, body=body, timeout_s=timeout_s)
+        return _decoded(answer, kind)
+
+    def _fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query = (),
+        body: object = None,
+        timeout_s: float | None = ANSWER_TIMEOUT_S,
+    ) -> bytes:
         with self._state.connect(CONNECT_TIMEOUT_S) as connection:
             connection.settimeout(timeout_s)
             target = f"{path}?{urlencode(query)}" if query else path
@@ -205,18 +233,33 @@ class Client:
             except TransportError as error:
                 raise self._lost(error) from error
         _refuse(response, answer)
-        return _decoded(answer, kind)
+        return answer
 
     def _stream(self, path: str, kind: type[T], query: Query, *, follow: bool) -> Iterator[T]:
-        with self._state.connect(CONNECT_TIMEOUT_S) as connection:
+        return (_decoded(line, kind) for line in self._lines(path, query, follow=follow))
+
+    def _lines(self, path: str, query: Query, *, follow: bool) -> Iterator[bytes]:
+        # Asked here and not with the first line: whoever calls knows that it has begun.
+        connection = self._state.connect(CONNECT_TIMEOUT_S)
+        with ExitStack() as stack:
+            stack.enter_context(connection)
             connection.settimeout(None if follow else ANSWER_TIMEOUT_S)
             target = f"{path}?{urlencode(query)}" if query else path
             try:
                 response = exchange(connection, "GET", target, None)
                 if response.status >= 400:
                     _refuse(response, response.body())
-                for line in response.lines():
-                    yield _decoded(line, kind)
+            except TransportError as error:
+                raise self._lost(error) from error
+            stack.pop_all()
+        return self._read_lines(connection, response, follow=follow)
+
+    def _read_lines(
+        self, connection: socket.socket, response: Response, *, follow: bool
+    ) -> Iterator[bytes]:
+        with connection:
+            try:
+                yield from response.lines()
             except TransportError as error:
                 # A stream that is followed ends with the mesh, and that is no error.
                 if not (follow and not self.is_running()):

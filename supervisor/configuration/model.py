@@ -146,7 +146,7 @@ class External:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """The `[mesh]` table."""
+    """The `[mesh]` table; `access_log` is whether each request and connection is logged."""
 
     name: str
     default_intention: Action = "deny"
@@ -154,6 +154,7 @@ class Mesh:
     app_ports: PortRange = PortRange(20000, 20999)
     leaf_ttl_s: float = 86400.0
     state_dir: str = ".meshrun"
+    access_log: bool = False
 
     @property
     def trust_domain(self) -> str:

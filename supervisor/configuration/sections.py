@@ -103,10 +103,6 @@ def read_mesh(top: Table, default_name: str) -> Mesh:
     """Read `[mesh]`; `procfile` is for who reads files."""
     table = top.table("mesh") or Table(top.document, ("mesh",), {})
     table.allow(MESH_KEYS)
-    if table.read("access_log", boolean, False):
-        table.document.report_value(
-            ("mesh", "access_log"), "mesh.access_log = true is not supported yet"
-        )
     mesh = Mesh(
         name=table.read("name", service_name, default_name),
         default_intention=table.read("default_intention", choice(ACTIONS), "deny"),
@@ -116,6 +112,7 @@ def read_mesh(top: Table, default_name: str) -> Mesh:
             "leaf_ttl", duration(_SHORTEST_LEAF_TTL, _LONGEST_LEAF_TTL), Mesh(name="").leaf_ttl_s
         ),
         state_dir=table.read("state_dir", text, Mesh(name="").state_dir),
+        access_log=table.read("access_log", boolean, False),
     )
     if mesh.ports.first <= mesh.app_ports.last and mesh.app_ports.first <= mesh.ports.last:
         key = "app_ports" if "app_ports" in table else "ports"

@@ -53,6 +53,8 @@ class Notes:
         self.ready.append(worker.name)
         self.bell.ring()
 
+    def recorded(self, worker: Worker, message: messages.Recorded) -> None: ...
+
     def worker_said(self, worker: Worker, report: messages.Logged) -> None: ...
 
     def worker_broke(self, worker: Worker, reason: str) -> None:
@@ -112,9 +114,15 @@ class Site:
         self.plan = planned(folder, *apps, **services)
         self.notes = Notes()
         self.intentions: list[Intention] = []
+        self.recording = False
         root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
         self.control = ControlPlane(
-            self.plan, root, lambda: list(self.intentions), self.notes, time.time
+            self.plan,
+            root,
+            lambda: list(self.intentions),
+            lambda _: self.recording,
+            self.notes,
+            time.time,
         )
         self.workers: list[Played] = []
 
