@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.intentions import Action, Intention, Protocol
 
 __all__ = [
     "LATENCY_BOUNDS_S",
@@ -45,8 +45,6 @@ __all__ = [
     "Upstream",
     "Verdicts",
 ]
-
-Protocol = Literal["tcp", "http", "http2", "grpc"]
 
 # Which sidecar saw it: the caller's or that of the called (Istio's term).
 Reporter = Literal["source", "destination"]

@@ -15,12 +15,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from random import Random
 
-# cryptography itself imports this only when a first leaf is requested; by then a sidecar may have
-# given up the rights to read it, and would no longer share it with the others either.
+# These are imported by others only when a first leaf is requested, or a first rule has a regular
+# expression; by then a sidecar may have given up the rights to read them, and would no longer share
+# them with the others either.
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
+import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
+from meshrun.proxy.http.link import end_lingering
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
 from meshrun.proxy.ledger import Ledger
@@ -95,6 +98,7 @@ class Sidecar:
         self._inbound.close()
         for outbound, _ in self._outbounds.values():
             outbound.close()
+        end_lingering()
         self._ledger.close()  # after what has just been cut
         self._channel.close()
         self.closed.set()

@@ -338,11 +338,13 @@ class ControlPlane:
 
 
 def _bare(intention: Intention) -> Intention:
-    """Leave out what only people read: a sidecar decides by the pair and says where it stands."""
+    """Leave out what only people read: a sidecar decides by the rest and says where it stands."""
     return Intention(
         source=intention.source,
         destination=intention.destination,
         action=intention.action,
+        permissions=intention.permissions,
+        dry_run=intention.dry_run,
         origin=intention.origin,
         where=intention.where,
     )

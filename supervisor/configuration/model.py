@@ -172,3 +172,8 @@ class Configuration:
     apps: Mapping[str, App]
     services: Mapping[str, External]
     intentions: tuple[Intention, ...]
+
+    def protocol(self, service: str) -> Protocol | None:
+        """Return what a service speaks, None where no app or service has that name."""
+        found = self.apps.get(service) or self.services.get(service)
+        return found.protocol if found else None

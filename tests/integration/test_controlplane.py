@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from meshrun.proxy import channel, leaf, messages, tasks
 from meshrun.proxy.channel import Channel
-from meshrun.proxy.intentions import Intention
+from meshrun.proxy.intentions import HeaderMatch, Intention, Permission
 from meshrun.supervisor import ca, plan
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.configuration.model import (
@@ -355,5 +357,24 @@ def test_workers_record_as_long_as_that_is_wanted(tmp_path: Path) -> None:
             site.recording = wanted
             assert await site.control.enforced(PATIENCE_S) == []
             assert [worker.snapshots[-1].records for worker in site.workers] == [wanted] * 2
+
+
+def test_a_worker_is_told_permissions_and_dry_runs_but_nothing_for_people(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+    match = HeaderMatch(name="x-role", regex="a.*", invert=True)
+    made = Intention(
+        source="*",
+        destination="web",
+        action="deny",
+        permissions=(Permission(action="allow", methods=("GET",), headers=(match,)),),
+        dry_run=True,
+        where="mesh.toml:3",
+    )
+
+    async def scenario() -> None:
+        site.intentions.append(msgspec.structs.replace(made, description="why", id="1"))
+        assert await site.control.enforced(PATIENCE_S) == []
+        for worker in site.workers:
+            assert worker.snapshots[-1].intentions == (made,)
 
     play(site, scenario)

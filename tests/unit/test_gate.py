@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from support.callers import caller
 
 from meshrun.proxy import ledger
 from meshrun.proxy.framing import Refusal
@@ -59,13 +60,13 @@ class Watched:
 
     def enter(self, source: str, name: str = "") -> Call:
         call = self.gate.enter(
-            source, lambda reason: self.cuts.append((name or source, reason)), identity(source)
+            caller(source), lambda reason: self.cuts.append((name or source, reason))
         )
         assert isinstance(call, Call)
         return call
 
     def refusal(self, source: str) -> Refusal:
-        refusal = self.gate.enter(source, lambda _: None, identity(source))
+        refusal = self.gate.enter(caller(source), lambda _: None)
         assert isinstance(refusal, Refusal)
         return refusal
 
@@ -73,10 +74,6 @@ class Watched:
         """Return what was recorded; nothing is after that."""
         self.ledger.close()
         return [record for message in self.sent for record in message.records]
-
-
-def identity(service: str) -> str:
-    return f"spiffe://shop.mesh/ns/default/dc/local/svc/{service}"
 
 
 def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
@@ -96,7 +93,7 @@ def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
 def test_an_allowed_caller_is_let_in_without_a_word() -> None:
     gate = Watched(intention("web", "allow"))
     call = gate.enter("web")
-    assert (call.source, call.live) == ("web", None)
+    assert (call.caller.service, call.live) == ("web", None)
     assert not gate.reports
 
 
@@ -215,7 +212,9 @@ def test_what_is_over_is_recorded_with_who_it_was_and_how_it_ended(
     gate.gate.connected(gate.enter("db"), Live(gate.cuts))
     gate.apply(intention("web", "allow"))
     api, full, reset, cut = gate.records()
-    assert {r.identity for r in (api, full, reset, cut)} == set(map(identity, ("api", "web", "db")))
+    assert {r.identity for r in (api, full, reset, cut)} == {
+        caller(service).identity for service in ("api", "web", "db")
+    }
     assert {(r.kind, r.destination, r.protocol) for r in (api, cut)} == {
         ("connection", "server", "tcp")
     }
