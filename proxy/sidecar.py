@@ -138,7 +138,13 @@ class Sidecar:
                 self._outbounds[upstream.name][0].apply(upstream)
             elif (sock := self._upstream_sockets.get(upstream.name)) is not None:
                 outbound = Outbound(
-                    self._poller, self._identity, self._reporter.report, self._rng, upstream
+                    self._poller,
+                    self._identity,
+                    self._ledger,
+                    self._reporter.report,
+                    self._rng,
+                    SpiffeId.parse(snapshot.identity),
+                    upstream,
                 )
                 listener = self._listener(sock, outbound.serve)
                 self._outbounds[upstream.name] = (outbound, listener)

@@ -30,10 +30,13 @@ workers = 2
 [apps.quiet]
 command = "${PYTHON} ${APPS}/serve.py"
 
+[apps.absent]
+command = "${PYTHON} ${APPS}/idle.py"
+
 [apps.client]
 command = "${PYTHON} ${APPS}/idle.py"
 port = 0
-upstreams = ["server", "quiet"]
+upstreams = ["server", "quiet", { service = "absent", connect_timeout = "100ms" }]
 
 [apps.intruder]
 command = "${PYTHON} ${APPS}/idle.py"
@@ -276,6 +279,18 @@ def test_a_tap_of_all_callers_shows_those_that_are_refused(unlogged: Mesh) -> No
         served = tapped()
     assert (refused.source, refused.denied) == ("intruder", True)
     assert (served.source, served.denied) == ("client", False)
+
+
+def test_a_connection_that_reaches_nobody_is_told_by_the_callers_sidecar(unlogged: Mesh) -> None:
+    unlogged.cli("stop", "absent", check=True)
+    with tapping(unlogged, "*", "absent") as tapped:
+        assert not reaches(upstream(unlogged, "client", "absent"))
+        entry = tapped()
+    assert (entry.source, entry.destination, entry.instance) == ("client", "absent", "client.1")
+    assert (entry.reporter, entry.denied) == ("source", False)
+    assert "no instance of absent is ready" in entry.failure
+    assert entry.identity == "spiffe://shop.mesh/ns/default/dc/local/svc/client"
+    assert entry.duration_s >= 0.1
 
 
 def test_a_tap_leaves_no_log_behind(unlogged: Mesh) -> None:
