@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from random import Random
 
 from meshrun.proxy import callee, dial, handshake, sockets, tasks, tls
 from meshrun.proxy.caller import Caller
@@ -63,12 +64,13 @@ class Inbound:
         identity: Identity,
         report: Callable[[Report], None],
         ledger: Ledger,
+        rng: Random,
     ) -> None:
         self._poller = poller
         self._identity = identity
         self._report = report
         self._gate = Gate(report, ledger)
-        self._http = HttpInbound(poller, self._gate, ledger, report)
+        self._http = HttpInbound(poller, self._gate, ledger, report, rng)
         self._tunnels = InboundTunnels(poller, identity, self._gate, self._http, report)
         self._handshakes: dict[asyncio.Task[None], None] = {}
 
@@ -168,7 +170,9 @@ class Inbound:
             sockets.reset(peer.secured.sock)
             return
         self._http.serve(link, peer.caller, call)
-        Direct(Pump(self._poller, peer.secured), link.rider()).start()
+        rider = link.rider()
+        Direct(Pump(self._poller, peer.secured), rider).start()
+        rider.look()
 
     async def _serve_directly(self, peer: _Peer) -> bool:
         # Known before it is judged: a change of the intentions finds either the call or none.

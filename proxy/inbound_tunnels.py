@@ -151,7 +151,9 @@ class InboundTunnels:
             return
         link = StreamLink(early=False)
         self._http.serve(link, tunnel.caller, call)
-        tunnel.accept(link.rider())
+        rider = link.rider()
+        tunnel.accept(rider)
+        rider.look()  # a server of HTTP/2 speaks first
 
     def _wait_for_app(self, tunnel: InboundTunnel, failed: OSError | None) -> None:
         opening = self._openings[tunnel]

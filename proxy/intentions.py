@@ -74,6 +74,11 @@ class Intention(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         return f"{self.source} => {self.destination} ({self.effect})"
 
+    @property
+    def reference(self) -> str:
+        """It and its place, as a reason names it: `intention web => db (allow), mesh.toml:12`."""
+        return f"intention {self}, {self.where}" if self.where else f"intention {self}"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -149,12 +154,11 @@ class _Rule:
 def _decision(
     intention: Intention, action: Action, why: str = "", permission: int | None = None
 ) -> Decision:
-    where = f", {intention.where}" if intention.where else ""
     only_said = intention.dry_run and action == "deny"
     return Decision(
         allowed=action == "allow" or only_said,
         intention=intention,
-        reason=f"intention {intention}{where}{why}",
+        reason=f"{intention.reference}{why}",
         permission=permission,
         dry_run=only_said,
     )

@@ -24,6 +24,7 @@ import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
 from meshrun.proxy.http.link import end_lingering
+from meshrun.proxy.http.outbound import HttpOutbound
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
 from meshrun.proxy.ledger import Ledger
@@ -39,6 +40,7 @@ from meshrun.proxy.messages import (
     Snapshot,
     StatsRequested,
     ToSidecar,
+    Upstream,
 )
 from meshrun.proxy.outbound import Outbound
 from meshrun.proxy.poller import Poller
@@ -80,12 +82,14 @@ class Sidecar:
         self._identity = Identity(self._send, time.time, self._rng, self._rotated)
         self._trimmer = Trimmer(lambda: poller.watched)
         self._snapshot: Snapshot | None = None
-        self._inbound = Inbound(self._poller, self._identity, self._reporter.report, self._ledger)
+        self._inbound = Inbound(
+            self._poller, self._identity, self._reporter.report, self._ledger, self._rng
+        )
         self._inbound_listener: Listener | None = None
         if inbound_listener is not None:
             self._inbound_listener = self._listener(inbound_listener, self._inbound.serve)
         self._upstream_sockets = dict(upstream_listeners)
-        self._outbounds: dict[str, tuple[Outbound, Listener]] = {}
+        self._outbounds: dict[str, tuple[Outbound | HttpOutbound, Listener]] = {}
         self.closed = asyncio.Event()
 
     def close(self) -> None:
@@ -137,13 +141,26 @@ class Sidecar:
             if upstream.name in self._outbounds:
                 self._outbounds[upstream.name][0].apply(upstream)
             elif (sock := self._upstream_sockets.get(upstream.name)) is not None:
-                outbound = Outbound(
-                    self._poller, self._identity, self._reporter.report, self._rng, upstream
-                )
+                outbound = self._outbound(snapshot, upstream)
                 listener = self._listener(sock, outbound.serve)
                 self._outbounds[upstream.name] = (outbound, listener)
         self._open_listeners()
         self._send(Enforced(version=snapshot.version))
+
+    def _outbound(self, snapshot: Snapshot, upstream: Upstream) -> Outbound | HttpOutbound:
+        if upstream.protocol == "tcp":
+            return Outbound(
+                self._poller, self._identity, self._reporter.report, self._rng, upstream
+            )
+        return HttpOutbound(
+            self._poller,
+            self._identity,
+            self._ledger,
+            self._reporter.report,
+            self._rng,
+            SpiffeId.parse(snapshot.identity),
+            upstream,
+        )
 
     def _rotated(self) -> None:
         self._inbound.rotate()

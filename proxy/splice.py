@@ -15,7 +15,7 @@ from meshrun.proxy.framing import HEADER_BYTES, MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
-__all__ = ["DATA_AT", "Carrier", "Splice", "outward"]
+__all__ = ["DATA_AT", "Carrier", "Rider", "Splice", "outward"]
 
 # Shared by all splices, as are the buffers of `pump`: what the app sent, with room around it for a
 # carrier's own headers, so that both are sealed at once.
@@ -56,6 +56,34 @@ class Carrier(Protocol):
 
     def fail(self, error: OSError) -> None:
         """Give up after an error that `send` raised; tells the splice that it is broken."""
+
+
+class Rider(Protocol):
+    """What a carrier carries: it takes what the peer sends, and gives the carrier bytes."""
+
+    def start(self, carrier: Carrier) -> None:
+        """Begin to give bytes to `carrier`, which may deliver from now on."""
+
+    def look(self) -> None:
+        """Give at once what there may have been before `start`."""
+
+    def resend(self, data: bytes, *, last: bool) -> None:
+        """Give again what another carrier has taken already; after `start`."""
+
+    def deliver(self, data: memoryview) -> None:
+        """Take what the peer sent."""
+
+    def end(self) -> None:
+        """The peer will send nothing more."""
+
+    def drained(self) -> None:
+        """The carrier takes more again."""
+
+    def broken(self, reason: str) -> None:
+        """The carrier is gone."""
+
+    def disown(self) -> None:
+        """Both directions have ended; the carrier goes elsewhere."""
 
 
 class Splice:

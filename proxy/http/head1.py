@@ -6,7 +6,7 @@ and nothing is passed on as it came: what was understood is written anew.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from http import HTTPStatus
 
 from meshrun.proxy.errors import HttpError
@@ -296,11 +296,13 @@ def _no_coding(coding: str, status: int) -> HttpError:
     return HttpError(status, "cannot take the head: Transfer-Encoding is not chunked")
 
 
-def _options(special: dict[str, str], fields: Fields, status: int) -> set[str]:
+def _options(special: dict[str, str], fields: Fields, status: int) -> Set[str]:
     """Return the options of Connection, and take the fields out that they name."""
     said = special.get("connection")
     if said is None:
-        return set()
+        return _NO_OPTIONS
+    if (usual := _USUAL_OPTIONS.get(said)) is not None:
+        return usual
     options = {option for member in said.lower().split(",") if (option := member.strip(" \t"))}
     if options <= _OPTIONS:
         return options
@@ -313,11 +315,16 @@ def _options(special: dict[str, str], fields: Fields, status: int) -> set[str]:
     return options
 
 
+_NO_OPTIONS: Set[str] = frozenset()
+_USUAL_OPTIONS: dict[str, Set[str]] = {
+    said: frozenset({said.lower()}) for said in ("close", "keep-alive", "Keep-Alive")
+}
+
 # What Connection names of what is never in the fields.
 _OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
 
 
-def _upgrade(said: str, options: set[str], status: int) -> str:
+def _upgrade(said: str, options: Set[str], status: int) -> str:
     """Return the protocols of Upgrade that may follow, if Connection names it (RFC 9110 7.8)."""
     if "upgrade" not in options:
         return ""

@@ -7,8 +7,8 @@ A connection of a peer is let in whoever of this mesh it is, since what is denie
 import asyncio
 import socket
 import time
-import uuid
 from collections.abc import Callable, Coroutine
+from random import Random
 
 from meshrun.proxy import callee, dial, sockets, tasks
 from meshrun.proxy.caller import Caller
@@ -18,13 +18,13 @@ from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import Relay, take_unreached
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
 from meshrun.proxy.http.retries import may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.ledger import Ledger
-from meshrun.proxy.messages import ConnectionFailed, Denied, Protocol, Record
+from meshrun.proxy.messages import ConnectionFailed, Denied, Protocol
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.reports import Report
 
@@ -33,13 +33,11 @@ __all__ = ["HttpInbound"]
 # What tells the app who calls: never what a caller says of itself. Envoy's name, and ours.
 CERTIFICATE_HEADER = "X-Forwarded-Client-Cert"
 IDENTITY_HEADER = "X-Mesh-Client-Id"
-REQUEST_ID = "X-Request-Id"
 
 _OURS = frozenset({CERTIFICATE_HEADER.lower(), IDENTITY_HEADER.lower()})
 _REQUEST_ID = REQUEST_ID.lower()
 
-# Envoy's stream_idle_timeout, and its idle_timeout of connections.
-EXCHANGE_IDLE_S = 300.0
+# Envoy's idle_timeout of connections.
 CONNECTION_IDLE_S = 3600.0
 
 DENIED = "this call is not allowed here"
@@ -55,7 +53,9 @@ class HttpInbound:
         gate: Gate,
         ledger: Ledger,
         report: Callable[[Report], None],
+        rng: Random,
     ) -> None:
+        self.request_ids = RequestIds(rng)
         self.poller = poller
         self.gate = gate
         self.ledger = ledger
@@ -223,9 +223,9 @@ class _Connection:
                 for name, value in request.fields
                 if name.lower().replace("_", "-") not in _OURS
             ]
-        if has_id:
-            return self._identity
-        return [*self._identity, (REQUEST_ID, str(uuid.uuid4()))]
+        if not has_id:
+            request.fields.append((REQUEST_ID, self.inbound.request_ids.new()))
+        return self._identity
 
     def _lost(self, client: Http1Client) -> None:
         self._clients1.discard(client)
@@ -347,32 +347,19 @@ class _Exchange(Relay):
             self.sent_bytes,
         )
         if ledger.recording:
-            ledger.record(self._record(service, duration_s, reason))
-
-    def _record(self, service: str, duration_s: float, reason: str) -> Record:
-        request, connection = self.request, self._connection
-        told = {name.lower(): value for name, value in request.fields}
-        version = "HTTP/2" if connection.multiplexed else f"HTTP/1.{request.minor_version}"
-        return Record(
-            at=time.time() - duration_s,
-            kind="request",
-            source=connection.caller.service,
-            identity=connection.caller.identity,
-            destination=service,
-            duration_s=duration_s,
-            method=request.method,
-            path=request.path,
-            protocol=version,
-            status=self.status,
-            received_bytes=self.received_bytes,
-            sent_bytes=self.sent_bytes,
-            request_id=told.get(_REQUEST_ID) or dict(self._extra).get(REQUEST_ID, ""),
-            authority=request.authority,
-            user_agent=told.get("user-agent", ""),
-            denied=self._denied,
-            dry_run=self._call is not None and self._call.dry_run,
-            failure=self._failure or reason,
-        )
+            ledger.record(
+                record(
+                    self,
+                    source=caller.service,
+                    identity=caller.identity,
+                    destination=service,
+                    duration_s=duration_s,
+                    multiplexed=connection.multiplexed,
+                    denied=self._denied,
+                    dry_run=self._call is not None and self._call.dry_run,
+                    failure=self._failure or reason,
+                )
+            )
 
     def _deny(self) -> None:
         self._denied = True

@@ -29,6 +29,9 @@ EARLY_PIECE_BYTES = MOST_EARLY_BYTES // 2
 # Envoy's delayed_close_timeout: how long a peer may still send after its last answer.
 LINGER_S = 1.0
 
+# What is kept without a word before there is a carrier.
+PATIENT_BYTES = EARLY_PIECE_BYTES
+
 # Closed by their owners, and not gone yet.
 _lingering: "set[SocketLink | StreamLink]" = set()
 
@@ -384,14 +387,16 @@ class StreamLink:
 
     @property
     def clogged(self) -> bool:
-        """Whether something waits to be taken."""
+        """Whether something waits to be taken; a head may wait for a carrier."""
+        if self._carrier is _NO_CARRIER:
+            return len(self._backlog) > PATIENT_BYTES
         return not self._taken
 
     def write(self, data: bytes | memoryview) -> None:
         """Send, or keep what is not taken at once."""
         if self._ending:
             return
-        if self._taken and len(data) <= self._piece_bytes:
+        if self._taken and not self._backlog and len(data) <= self._piece_bytes:
             self._moved = monotonic()
             count = len(data)
             outward[DATA_AT : DATA_AT + count] = data
@@ -450,8 +455,11 @@ class StreamLink:
 
     def send_backlog(self) -> None:
         """Send what was written before there was a carrier."""
+        waited = len(self._backlog) > PATIENT_BYTES
         if self._backlog or self._ending:
             self._send_backlog()
+        if waited and self._taken:
+            self._owner.drained()
 
     def send_again(self, data: bytes, *, last: bool) -> None:
         """Send what another carrier has taken already, and then what waits behind it."""
@@ -459,7 +467,8 @@ class StreamLink:
         self._said_end = last
         self._put(len(data), last=last)
         if self._taken:
-            self.send_backlog()
+            self._taken = False
+            self.drained()
 
     def deliver(self, data: memoryview) -> None:
         """Hand on what the peer sent."""
@@ -493,6 +502,10 @@ class StreamLink:
             asyncio.get_running_loop().call_soon(self._tell, reason)
         else:
             self._tell(reason)
+
+    def let_go(self) -> None:
+        """Forget the carrier, which goes elsewhere."""
+        self._release()
 
     def detach(self) -> None:
         """Wait for another carrier: the stream was not accepted."""
@@ -592,4 +605,4 @@ class StreamRider:
 
     def disown(self) -> None:
         """Both directions have ended, and what came was handed on: nothing is left here."""
-        self._link.reset()
+        self._link.let_go()

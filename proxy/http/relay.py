@@ -1,10 +1,17 @@
 """An exchange that passes on what comes, and keeps what comes before there is an upstream."""
 
+import time
+from random import Random
+from time import monotonic
+
 from meshrun.proxy.http import answers
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["Relay", "take_unreached"]
+__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_unreached"]
+
+REQUEST_ID = "X-Request-Id"
 
 # Said by the sidecar in front of an app to that of the caller: the request may be sent elsewhere.
 UNREACHED = ("X-Meshrun-Unreached", "1")
@@ -19,6 +26,24 @@ def take_unreached(head: Response) -> bool:
     return said
 
 
+class RequestIds:
+    """Makes identifiers in the form of random UUIDs (RFC 9562 5.4); they guard nothing.
+
+    Random is where the count begins, and what stands before it: to make each anew would cost more
+    than to parse a small request.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        digits = f"{rng.getrandbits(72):018x}"
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-"
+        self._next = rng.getrandbits(48)
+
+    def new(self) -> str:
+        """Return another one."""
+        self._next = (self._next + 1) & 0xFFFFFFFFFFFF
+        return f"{self._prefix}{self._next:012x}"
+
+
 class Relay:
     """Joins `downstream`, which sent `request`, to the upstream that `connect` is told of.
 
@@ -30,6 +55,7 @@ class Relay:
         "_complete",
         "_early",
         "_held",
+        "_moved",
         "_over",
         "_trailers",
         "_upstream",
@@ -55,6 +81,15 @@ class Relay:
         self._trailers: Fields = []
         self._answered = False  # nothing more goes to the downstream
         self._over = False
+        self._moved = monotonic()
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return monotonic() - self._moved
+
+    def reset(self, reason: str) -> None:
+        """Give up, with an answer if there is none yet."""
+        self.answer(504, "nothing moved for too long")
 
     def connect(self, upstream: Upstream) -> None:
         """Relay to `upstream`, which has had the head, from now on."""
@@ -122,6 +157,7 @@ class Relay:
 
     def request_data(self, data: bytes | memoryview) -> None:
         """Pass a part of the body on."""
+        self._moved = monotonic()
         self.received_bytes += len(data)
         if self._upstream is not None:
             self._upstream.send(data)
@@ -176,6 +212,7 @@ class Relay:
 
     def response_data(self, data: bytes | memoryview) -> None:
         """Pass a part of the body on."""
+        self._moved = monotonic()
         self.sent_bytes += len(data)
         self.downstream.send(data)
 
@@ -208,3 +245,42 @@ class Relay:
     def flush_response(self) -> None:
         """The upstream has delivered all that it has for now."""
         self.downstream.flush()
+
+
+def record(
+    relay: Relay,
+    *,
+    source: str,
+    identity: str,
+    destination: str,
+    duration_s: float,
+    multiplexed: bool,
+    reporter: Reporter = "destination",
+    denied: bool = False,
+    dry_run: bool = False,
+    failure: str,
+) -> Record:
+    """Return what is told of an exchange that is over."""
+    request = relay.request
+    told = {name.lower(): value for name, value in request.fields}
+    return Record(
+        at=time.time() - duration_s,
+        kind="request",
+        source=source,
+        identity=identity,
+        destination=destination,
+        duration_s=duration_s,
+        reporter=reporter,
+        method=request.method,
+        path=request.path,
+        protocol="HTTP/2" if multiplexed else f"HTTP/1.{request.minor_version}",
+        status=relay.status,
+        received_bytes=relay.received_bytes,
+        sent_bytes=relay.sent_bytes,
+        request_id=told.get(REQUEST_ID.lower(), ""),
+        authority=request.authority,
+        user_agent=told.get("user-agent", ""),
+        denied=denied,
+        dry_run=dry_run,
+        failure=failure,
+    )

@@ -190,7 +190,14 @@ class Http1Server:
         if self._chunking:
             self._out.append(last_chunk(trailers))
             self._chunking = False
-        if not self._advancing:
+        if self._advancing:
+            return
+        # Most have come alone: nothing waits for its turn.
+        if self._reading is _Reading.REST and not self._pending and not self._link.clogged:
+            self._next()
+            if self._eof:
+                self._advance()
+        else:
             self._advance()
 
     def abort(self, reason: str) -> None:
@@ -306,7 +313,8 @@ class Http1Server:
         exchange.flush_request()
         if self._answered:
             self.flush()
-        return True
+            return True
+        return bool(self._pending)
 
     def _take_body(self) -> bool:
         exchange = self._exchange

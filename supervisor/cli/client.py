@@ -13,7 +13,6 @@ from meshrun.supervisor.cli.records import (
     Event,
     Explanation,
     InstanceRow,
-    IntentionRecord,
     Leaf,
     LogLine,
     Outcome,
@@ -22,8 +21,10 @@ from meshrun.supervisor.cli.records import (
     Stopping,
     Verdict,
 )
+from meshrun.supervisor.cli.request_options import Asking
 from meshrun.supervisor.cli.transport import Response, TransportError, exchange
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
+from meshrun.supervisor.intention_json import IntentionRecord, PermissionRecord
 from meshrun.supervisor.statedir import StateDir
 
 __all__ = ["ApiError", "Client"]
@@ -151,16 +152,21 @@ class Client:
         destination: str,
         action: str,
         *,
+        permissions: Sequence[PermissionRecord] = (),
+        dry_run: bool = False,
         description: str,
         meta: Mapping[str, str],
         replace: bool,
     ) -> None:
         """Create an intention, or with `replace` put it in place of another.
 
-        Returns when every sidecar enforces it.
+        With `permissions` the action is left out. Returns when every sidecar enforces it.
         """
         pair = {"source": source, "destination": destination}
-        body = {"SourceType": "consul", "Action": action, "Description": description, "Meta": meta}
+        decides = {"Permissions": permissions} if permissions else {"Action": action}
+        dry = {"DryRun": True} if dry_run else {}
+        notes = {"Description": description, "Meta": meta}
+        body = {"SourceType": "consul", **decides, **dry, **notes}
         self._ask(
             "PUT",
             "/v1/connect/intentions/exact",
@@ -190,9 +196,9 @@ class Client:
         )
         return found.get(name, [])
 
-    def check_intention(self, source: str, destination: str) -> Check:
-        """Return whether a source may call a destination."""
-        query = {"source": source, "destination": destination}
+    def check_intention(self, source: str, destination: str, about: Asking) -> Check:
+        """Return whether a source may call a destination, or make the request that is described."""
+        query = [("source", source), ("destination", destination), *about.query()]
         return self._ask("GET", "/v1/connect/intentions/check", Check, query=query)
 
     def _ask(

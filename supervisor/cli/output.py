@@ -17,7 +17,13 @@ __all__ = ["events", "logs"]
 # What `events` shows without -n; more of them are kept.
 EVENTS_SHOWN = 100
 
-_COLOURS = {"denied": "red", "failed": "red", "crash-loop": "red", "exited": "yellow"}
+_COLOURS = {
+    "denied": "red",
+    "failed": "red",
+    "crash-loop": "red",
+    "exited": "yellow",
+    "would-deny": "yellow",
+}
 
 _follow = click.option(
     "-f", "--follow", is_flag=True, help="Go on with what comes, until the mesh ends or Ctrl-C."

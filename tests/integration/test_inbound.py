@@ -365,7 +365,8 @@ class Ready(Identity):
 
 async def cut_handshakes(poller: Poller, credentials: Credentials, count: int) -> int:
     """Begin and cut `count` handshakes; return how many objects only the collector could free."""
-    inbound = Inbound(poller, Ready(credentials), lambda _: None, Ledger(lambda _: None, lambda: 0))
+    ledger = Ledger(lambda _: None, lambda: 0)
+    inbound = Inbound(poller, Ready(credentials), lambda _: None, ledger, Random())
     with listen() as listener:
         gc.collect()
         for _ in range(count):

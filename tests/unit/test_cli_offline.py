@@ -94,6 +94,21 @@ class TestCheck:
         out_of(capsys, "intentions", "create", "-deny", "-replace", "web", "db")
         assert "web => db (deny), runtime" in out_of(capsys, "check")
 
+    def test_says_of_permissions_that_they_decide_per_request(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = folder / "mesh.toml"
+        file.write_text(
+            '[apps.web]\ncommand = "web"\nport = 0\nupstreams = ["api"]\n'
+            '[apps.api]\ncommand = "api"\nprotocol = "http"\n'
+            '[[intentions]]\nfrom = "web"\nto = "api"\nmethods = ["GET"]\n'
+        )
+        call = next(line for line in out_of(capsys, "check").splitlines() if "=>" in line)
+        assert call.split()[:5] == ["web", "=>", "api", "per", "request"]
+        assert call.endswith("intention web => api (1 permission), mesh.toml:8")
+        (found,) = json.loads(out_of(capsys, "check", "-json"))["calls"]
+        assert (found["allowed"], found["per_request"]) == (False, True)
+
     def test_leaves_nothing_behind(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out_of(capsys, "check")
         assert [path.name for path in folder.iterdir()] == ["mesh.toml"]
@@ -176,6 +191,25 @@ class TestWhy:
         said = out_of(capsys, "why", "web", "cache")
         assert "denied: no intention matches web => cache; the default is deny" in said
         assert json.loads(out_of(capsys, "why", "web", "cache", "-json"))["intention"] is None
+
+    def test_explains_a_request(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "mesh.toml").write_text(
+            '[apps.web]\ncommand = "web"\n[apps.api]\ncommand = "api"\nprotocol = "http"\n'
+            '[[intentions]]\nfrom = "web"\nto = "api"\npermissions = [\n'
+            '    { action = "deny", path_prefix = "/admin" },\n'
+            '    { action = "allow", methods = ["GET", "HEAD"] },\n]\n'
+            '[[intentions]]\nfrom = "*"\nto = "api"\n'
+        )
+        assert out_of(capsys, "why", "web", "api", "--path", "/x/../admin").splitlines() == [
+            "web => api, GET /admin: denied: intention web => api (2 permissions), mesh.toml:6: "
+            "permission 1 denies",
+            "  of its permissions the first that a request matches decides:",
+            "  > 1 deny   path begins with /admin",
+            "    2 allow  GET, HEAD",
+            "    where none does, the default: deny",
+            "  it outranks * => api (allow), mesh.toml:13 (precedence 8): of all that match, the "
+            "most exact destination decides, then the most exact source",
+        ]
 
     def test_why_an_app_needs_a_running_mesh(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["why", "web"]) == 1
