@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import Event
+from hyperframe.frame import Frame
 
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Exchange, Failure, Upstream
@@ -23,6 +24,7 @@ __all__ = [
     "Recorder",
     "RelayHandler",
     "ServerPeer",
+    "frames_of",
 ]
 
 
@@ -162,6 +164,17 @@ class Recorder:
 
     def closed(self) -> None:
         self.closings += 1
+
+
+def frames_of(data: bytes) -> list[Frame]:
+    """Return the frames that `data` is made of."""
+    frames = []
+    while data:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        frame.parse_body(memoryview(data[9 : 9 + length]))
+        frames.append(frame)
+        data = data[9 + length :]
+    return frames
 
 
 def _peer(*, client: bool) -> H2Connection:
@@ -339,6 +352,7 @@ class AsyncLink(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=0)
+        transport.pause_reading()  # until there is somebody to tell
         self._transport = transport
         self._make_owner(self)
 
@@ -372,6 +386,8 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     def start(self, owner: LinkOwner) -> None:
         self._owner = owner
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def write(self, data: bytes | memoryview) -> None:
         if self._transport is not None:
