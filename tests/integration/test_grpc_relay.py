@@ -85,7 +85,7 @@ class App(grpc.GenericRpcHandler):
 
     def service(
         self, details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "/app/echo": grpc.unary_unary_rpc_method_handler(self.echo),
             "/app/count": grpc.unary_stream_rpc_method_handler(self.count),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
@@ -247,15 +247,12 @@ class ClientPeer(_Peer):
 class ServerPeer(_Peer):
     """A server of h2 behind an `Http2Client`."""
 
-    def __init__(self, *, settings: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.link = MemoryLink()
         self.changes: list[int] = []
         self.client = Http2Client(self.link, lambda client: self.changes.append(client.capacity))
         self.h2 = _peer(client=False)
-        if settings:
-            self.h2.local_settings.update(dict(settings))
-            self.h2.local_settings.acknowledge()
         self.h2.initiate_connection()
         self.client.start()
         self.exchange()
