@@ -7,7 +7,7 @@ from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import head1
 from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
 from meshrun.proxy.http.exchange import Exchange, Failure
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
 from meshrun.proxy.http.link import Link
 
 __all__ = ["Http1Client"]
@@ -21,9 +21,12 @@ class _Reading(Enum):
 
     NOTHING = auto()  # no request is under way, or the connection is closed
     HEAD = auto()
-    COUNTED = auto()  # a body with a length
+    COUNTING = auto()  # a body with a length
     CHUNKS = auto()
     ALL = auto()  # a body until the connection ends, or another protocol
+
+
+NOTHING, HEAD, COUNTING, CHUNKS, ALL = _Reading
 
 
 class Http1Client:
@@ -61,7 +64,7 @@ class Http1Client:
         self._link = link
         self._on_idle = on_idle
         self._on_closed = on_closed
-        self._reading = _Reading.NOTHING
+        self._reading = NOTHING
         self._exchange: Exchange | None = None
         self._method = ""
         self._pending = b""  # of a head
@@ -90,8 +93,8 @@ class Http1Client:
         assert self.idle
         self._exchange = exchange
         self._method = request.method
-        self._reading = _Reading.HEAD
-        self._chunking = request.framing is Framing.STREAM
+        self._reading = HEAD
+        self._chunking = request.framing is STREAMED
         self._sent = False
         self._out.append(head1.write_request(request, extra))
         return self
@@ -128,7 +131,7 @@ class Http1Client:
         self._sent = True
         if self._upgraded:
             self._write_out()
-            if self._reading is _Reading.NOTHING:
+            if self._reading is NOTHING:
                 self._shut()
                 self._link.close()
             else:
@@ -187,7 +190,7 @@ class Http1Client:
         exchange = self._exchange
         if exchange is None:
             self.close()
-        elif self._reading is _Reading.ALL:
+        elif self._reading is ALL:
             self._response_over(exchange, [])
             exchange.flush_response()
         else:
@@ -207,35 +210,33 @@ class Http1Client:
 
     def _take(self, data: memoryview, exchange: Exchange) -> None:
         rest: bytes | memoryview = data
-        if self._reading is _Reading.HEAD:
+        if self._reading is HEAD:
             rest = self._take_heads(bytes(self._pending) + data if self._pending else bytes(data))
         if not rest or self._exchange is not exchange:
             return
-        match self._reading:
-            case _Reading.COUNTED:
-                piece = rest[: self._counted]
-                self._counted -= len(piece)
-                exchange.response_data(piece)
-                if not self._counted and self._exchange is exchange:
-                    self._response_over(exchange, [], excess=len(rest) > len(piece))
-            case _Reading.CHUNKS:
-                chunked = self._chunked
-                assert chunked is not None
-                pieces, taken = chunked.feed(rest)
-                for piece in pieces:
-                    if self._exchange is exchange:
-                        exchange.response_data(piece)
-                if chunked.over and self._exchange is exchange:
-                    self._response_over(exchange, chunked.trailers, excess=taken < len(rest))
-            case _Reading.ALL:
-                exchange.response_data(rest)
-            case _:
-                pass
+        reading = self._reading
+        if reading is COUNTING:
+            piece = rest[: self._counted]
+            self._counted -= len(piece)
+            exchange.response_data(piece)
+            if not self._counted and self._exchange is exchange:
+                self._response_over(exchange, [], excess=len(rest) > len(piece))
+        elif reading is CHUNKS:
+            chunked = self._chunked
+            assert chunked is not None
+            pieces, taken = chunked.feed(rest)
+            for piece in pieces:
+                if self._exchange is exchange:
+                    exchange.response_data(piece)
+            if chunked.over and self._exchange is exchange:
+                self._response_over(exchange, chunked.trailers, excess=taken < len(rest))
+        elif reading is ALL:
+            exchange.response_data(rest)
 
     def _take_heads(self, data: bytes) -> bytes:
         """Take interim heads and the final one; return what is behind it."""
         exchange = self._exchange
-        while exchange is not None and self._reading is _Reading.HEAD:
+        while exchange is not None and self._reading is HEAD:
             end = head1.find_head(data, self._searched)
             if end < 0:
                 self._searched = max(0, len(data) - 3)
@@ -250,7 +251,7 @@ class Http1Client:
             exchange.response_head(response)
             if self._exchange is not exchange:
                 return b""
-            if not response.interim and response.framing is Framing.NONE and not self._upgraded:
+            if not response.interim and response.framing is NO_BODY and not self._upgraded:
                 self._response_over(exchange, [], excess=bool(data))
                 return b""
         return data
@@ -258,20 +259,20 @@ class Http1Client:
     def _expect(self, response: Response) -> None:
         self._reusable = response.keeps_alive and not response.until_close
         if response.status == 101:
-            self._reading = _Reading.ALL
+            self._reading = ALL
             self._upgraded = True
             self._sent = False
-        elif response.framing is Framing.LENGTH:
-            self._reading = _Reading.COUNTED
+        elif response.framing is COUNTED:
+            self._reading = COUNTING
             self._counted = response.length or 0
         elif response.until_close:
-            self._reading = _Reading.ALL
-        elif response.framing is Framing.STREAM:
-            self._reading = _Reading.CHUNKS
+            self._reading = ALL
+        elif response.framing is STREAMED:
+            self._reading = CHUNKS
             self._chunked = Chunked(of_response=True)
 
     def _response_over(self, exchange: Exchange, trailers: Fields, *, excess: bool = False) -> None:
-        self._reading = _Reading.NOTHING
+        self._reading = NOTHING
         self._chunked = None
         self.used = True
         if self._upgraded and not self._sent:
@@ -289,7 +290,7 @@ class Http1Client:
 
     def _fail(self, reason: str, *, broken: bool = False) -> None:
         exchange, self._exchange = self._exchange, None
-        begun = broken or self._reading is not _Reading.HEAD or bool(self._pending)
+        begun = broken or self._reading is not HEAD or bool(self._pending)
         self._shut()
         if exchange is not None:
             exchange.response_failed(Failure.BROKEN if begun else Failure.SILENT, reason)
@@ -298,7 +299,7 @@ class Http1Client:
     def _shut(self) -> None:
         if not self.closed:
             self.closed = True
-            self._reading = _Reading.NOTHING
+            self._reading = NOTHING
             self._pending = b""
             self._out.clear()
             self._on_closed(self)

@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from http import HTTPStatus
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -178,7 +178,7 @@ def _with_specials(request: Request, special: dict[str, str], minor: str) -> Req
     if length is not None:
         request.length = length
         if not length:
-            request.framing = Framing.NONE
+            request.framing = NO_BODY
     options = _options(special, request.fields, 400)
     if minor == "0":
         request.minor_version = 0
@@ -192,7 +192,7 @@ def _with_specials(request: Request, special: dict[str, str], minor: str) -> Req
     if "expect" in special:
         if special["expect"].lower() != "100-continue":
             raise HttpError(417, "cannot take the request: it expects more than 100-continue")
-        if request.framing is not Framing.NONE:
+        if request.framing is not NO_BODY:
             request.expects_continue = True
             request.fields.append(("Expect", "100-continue"))
     return request
@@ -232,12 +232,12 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
         raise HttpError(502, "cannot take the response: 101 without a protocol that may follow")
 
     if status < 200 or status == 204:
-        if framing is Framing.STREAM or response.length:
+        if framing is STREAMED or response.length:
             raise HttpError(502, f"cannot take the response: a body was said to follow {status}")
         response.length = None
     elif method != "HEAD" and status != 304:
-        if framing is Framing.NONE:
-            response.framing = Framing.STREAM
+        if framing is NO_BODY:
+            response.framing = STREAMED
             response.until_close = True
             response.keeps_alive = False
         elif response.length != 0:
@@ -281,12 +281,12 @@ def _framing(special: dict[str, str], minor: str, status: int) -> tuple[Framing,
             raise HttpError(status, "cannot take the head: Content-Length and Transfer-Encoding")
         if coding.lower() != "chunked":
             raise _no_coding(coding, status)
-        return Framing.STREAM, None
+        return STREAMED, None
     if length is None:
-        return Framing.NONE, None
+        return NO_BODY, None
     if not _length.fullmatch(length):
         raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
-    return Framing.LENGTH, int(length)
+    return COUNTED, int(length)
 
 
 def _no_coding(coding: str, status: int) -> HttpError:
@@ -397,9 +397,9 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         *map(_field_line, request.fields),
         *map(_field_line, extra),
     ]
-    if request.framing is Framing.LENGTH:
+    if request.framing is COUNTED:
         lines.append(f"Content-Length: {request.length}")
-    elif request.framing is Framing.STREAM:
+    elif request.framing is STREAMED:
         lines.append("Transfer-Encoding: chunked")
     elif request.method in _METHODS_WITH_BODY:
         lines.append("Content-Length: 0")

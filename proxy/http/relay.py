@@ -6,7 +6,7 @@ from time import monotonic
 
 from meshrun.proxy.http import answers
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.messages import Record, Reporter
 
 __all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_unreached"]
@@ -125,7 +125,7 @@ class Relay:
         self.status = status
         downstream = self.downstream
         downstream.respond(head)
-        if body and head.framing is not Framing.NONE:
+        if body and head.framing is not NO_BODY:
             self.sent_bytes += len(body)
             downstream.send(body)
         downstream.end([])

@@ -11,7 +11,7 @@ from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import answers, head1
 from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
 from meshrun.proxy.http.exchange import Exchange, Handler
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import NO_BODY, STREAMED, Fields, Request, Response
 from meshrun.proxy.http.link import Link
 
 __all__ = ["Http1Server"]
@@ -41,6 +41,9 @@ class _Reading(Enum):
     NOTHING = auto()  # it has ended, or is not understood
 
 
+HEAD, BODY, REST, RAW, NOTHING = _Reading
+
+
 class Http1Server:
     """Serves `link` with `handler`; is the downstream of its exchange."""
 
@@ -68,7 +71,7 @@ class Http1Server:
     def __init__(self, link: Link, handler: Handler) -> None:
         self._link = link
         self._handler: Handler | None = handler
-        self._reading = _Reading.HEAD
+        self._reading = HEAD
         self._pending: bytes | memoryview = b""  # received, and not understood yet
         self._eof = False  # and nothing comes behind it
         self._searched = 0  # how much of it has no end of a head
@@ -92,7 +95,7 @@ class Http1Server:
     @property
     def busy(self) -> bool:
         """Whether a request is under way."""
-        return not self._answered or self._reading is _Reading.BODY
+        return not self._answered or self._reading is BODY
 
     def retire(self) -> None:
         """Take no more requests."""
@@ -113,7 +116,7 @@ class Http1Server:
 
     def received(self, data: memoryview) -> None:
         """Understand what came."""
-        if self._reading is _Reading.RAW:
+        if self._reading is RAW:
             exchange = self._exchange
             if exchange is not None:
                 exchange.request_data(data)
@@ -125,10 +128,10 @@ class Http1Server:
     def ended(self) -> None:
         """The peer will send nothing more, but may still read."""
         self._eof = True
-        if self._reading is not _Reading.RAW:
+        if self._reading is not RAW:
             self._advance()
             return
-        self._reading = _Reading.NOTHING
+        self._reading = NOTHING
         exchange = self._exchange
         if exchange is not None:
             exchange.request_end([])
@@ -157,7 +160,7 @@ class Http1Server:
             if request.minor_version:
                 self._out.append(head1.write_response(head, chunked=False, close=False))
             return
-        if head.framing is Framing.STREAM and request.method != "HEAD":
+        if head.framing is STREAMED and request.method != "HEAD":
             self._chunking = bool(request.minor_version)
             if not self._chunking:
                 request.keeps_alive = False
@@ -193,7 +196,7 @@ class Http1Server:
         if self._advancing:
             return
         # Most have come alone: nothing waits for its turn.
-        if self._reading is _Reading.REST and not self._pending and not self._link.clogged:
+        if self._reading is REST and not self._pending and not self._link.clogged:
             self._next()
             if self._eof:
                 self._advance()
@@ -225,7 +228,7 @@ class Http1Server:
     def resume(self) -> None:
         """Deliver again."""
         self._held = False
-        if not self._advancing and self._reading is not _Reading.RAW:
+        if not self._advancing and self._reading is not RAW:
             self._advance()
         else:
             self._listen()
@@ -250,25 +253,22 @@ class Http1Server:
         self._listen()
 
     def _go_on(self) -> None:
-        if self._handler is not None and self._reading is not _Reading.RAW:
+        if self._handler is not None and self._reading is not RAW:
             self._advance()
 
     def _step(self) -> bool:
         """Take one part; return whether there may be another."""
-        match self._reading:
-            case _Reading.HEAD if self._pending:
+        reading = self._reading
+        if reading is HEAD:
+            if self._pending:
                 return self._take_head()
-            case _Reading.HEAD:
-                if self._eof:
-                    self._close()
-                return False
-            case _Reading.BODY:
-                return self._take_body()
-            case _Reading.REST:
-                # Whoever asks without reading the answers waits.
-                return self._answered and not self._link.clogged and self._next()
-            case _:
-                return False
+            if self._eof:
+                self._close()
+            return False
+        if reading is BODY:
+            return self._take_body()
+        # Whoever asks without reading the answers waits.
+        return reading is REST and self._answered and not self._link.clogged and self._next()
 
     def _take_head(self) -> bool:
         data = self._pending = bytes(self._pending)
@@ -292,12 +292,12 @@ class Http1Server:
             head, self._pending = data[:end], data[end:]
         request = self._request = head1.parse_request(head)
         self._answered = False
-        if request.framing is Framing.NONE:
-            self._reading = _Reading.REST
+        if request.framing is NO_BODY:
+            self._reading = REST
         else:
-            self._reading = _Reading.BODY
+            self._reading = BODY
             self._counted = request.length
-            self._chunked = Chunked() if request.framing is Framing.STREAM else None
+            self._chunked = Chunked() if request.framing is STREAMED else None
             # A protocol that is switched to within a body: nobody needs it, and where the body ends
             # would be another thing to differ about.
             request.upgrade = ""
@@ -305,7 +305,7 @@ class Http1Server:
         if self._handler is None:  # reset meanwhile
             return False
         self._exchange = exchange
-        if self._reading is _Reading.REST:
+        if self._reading is REST:
             exchange.request_end([])
         return self._delivered(exchange)
 
@@ -340,9 +340,9 @@ class Http1Server:
             for piece in pieces:
                 exchange.request_data(piece)
             complete, trailers = self._chunked.over, self._chunked.trailers
-        if complete and self._reading is _Reading.BODY:
+        if complete and self._reading is BODY:
             self._chunked = None
-            self._reading = _Reading.REST
+            self._reading = REST
             exchange.request_end(trailers)
         return self._delivered(exchange)
 
@@ -355,11 +355,11 @@ class Http1Server:
             self._close()
             return False
         self._write_out()
-        self._reading = _Reading.HEAD
+        self._reading = HEAD
         return True
 
     def _upgrade(self) -> None:
-        self._reading = _Reading.RAW
+        self._reading = RAW
         self._upgraded = True
         exchange, rest = self._exchange, self._pending
         self._pending = b""
@@ -370,7 +370,7 @@ class Http1Server:
 
     def _end_raw(self) -> None:
         self._write_out()
-        if self._reading is _Reading.RAW:
+        if self._reading is RAW:
             self._link.end()
         else:
             self._close()
@@ -379,7 +379,7 @@ class Http1Server:
         """Answer what is no request, and close: where the next one begins is not known."""
         if self._handler is None:
             return
-        self._reading = _Reading.NOTHING
+        self._reading = NOTHING
         self._pending = b""
         exchange, self._exchange = self._exchange, None
         self._handler.refused(error.status, str(error))
@@ -411,7 +411,7 @@ class Http1Server:
             self._timer = None
         if handler is None:
             return
-        self._reading = _Reading.NOTHING
+        self._reading = NOTHING
         self._pending = b""
         self._out.clear()
         exchange, self._exchange = self._exchange, None
