@@ -93,6 +93,8 @@ def test_a_head_may_be_as_long_as_the_limit() -> None:
     whole = start + b"x" * (HEAD_LIMIT_BYTES - len(start) - 4) + b"\r\n\r\n"
     assert find_head(whole) == HEAD_LIMIT_BYTES == len(whole)
     assert find_head(whole[:-1]) == -1
+    with pytest.raises(HttpError, match="cannot take a head of more"):
+        find_head(whole[:-4] + b"xxxx")
 
 
 @pytest.mark.parametrize(
