@@ -98,11 +98,12 @@ _any_version = re.compile(r"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
 # Reading.
 
 
-def find_head(data: bytes | bytearray, start: int = 0) -> int:
+def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = False) -> int:
     """Return the index behind the head that begins `data`, or -1 if there is more to come.
 
     `start` is how much was looked through before, less 3. Raises HttpError as soon as it is known
-    that this will be no head: 400, or 431 or 414 where it is longer than HEAD_LIMIT_BYTES.
+    that this will be no head: 502 for a response, else 400, or where it is longer than
+    HEAD_LIMIT_BYTES 431, and 414 where its first line alone is.
     """
     end = data.find(b"\r\n\r\n", start) + 4
     if end > 3:
@@ -111,14 +112,20 @@ def find_head(data: bytes | bytearray, start: int = 0) -> int:
     elif data:
         # Empty lines before a request are for a server to skip (RFC 9112 2.2): this one does not.
         if not 32 < data[0] < 127:
-            raise HttpError(400, "cannot take the head: it begins with no letter")
+            raise _no_head(of_response, 400, "cannot take the head: it begins with no letter")
         if _bare_lf.search(data, start):
-            raise HttpError(400, "cannot take the head: a line ends without CR")
+            raise _no_head(of_response, 400, "cannot take the head: a line ends without CR")
     if end > 3 or len(data) >= HEAD_LIMIT_BYTES:
+        what, status = "a head", 431
         if data.find(b"\r\n", 0, HEAD_LIMIT_BYTES) < 0:
-            raise HttpError(414, f"cannot take a first line of more than {HEAD_LIMIT_BYTES} bytes")
-        raise HttpError(431, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
+            what, status = "a first line", 414
+        message = f"cannot take {what} of more than {HEAD_LIMIT_BYTES} bytes"
+        raise _no_head(of_response, status, message)
     return -1
+
+
+def _no_head(of_response: bool, status: int, message: str) -> HttpError:
+    return HttpError(502 if of_response else status, message)
 
 
 def parse_request(head: bytes | bytearray) -> Request:
@@ -185,7 +192,8 @@ def _with_specials(request: Request, special: dict[str, str], minor: str) -> Req
         request.keeps_alive = "keep-alive" in options and "close" not in options
         return request
     request.keeps_alive = "close" not in options
-    if "upgrade" in special:
+    # Behind a body there is none: parsers differ about whose those bytes would be.
+    if "upgrade" in special and request.framing is Framing.NONE:
         request.upgrade = _upgrade(special["upgrade"], options, 400)
     if "te" in special and _takes_trailers(special["te"]):
         request.fields.append(("TE", "trailers"))
@@ -259,9 +267,14 @@ def parse_fields(text: str, start: int, *, of_response: bool = False) -> Fields:
     # Each match is a whole line: where there are as many as lines but the empty one, all matched.
     if len(fields) != count or not text.endswith("\r\n\r\n"):
         raise _no_fields(text, start, pattern, status)
-    if " \r" in text or "\t\r" in text:
-        return [(name, value.rstrip(" \t")) for name, value in fields]
-    return fields
+    if " \r" not in text and "\t\r" not in text:
+        return fields
+    stripped = [(name, value.rstrip(" \t")) for name, value in fields]
+    for (name, value), (_, kept) in zip(fields, stripped, strict=True):
+        # llhttp, which Node has, does not take `chunked` with a tab behind it for `chunked`.
+        if kept != value and name.lower() in ("content-length", "transfer-encoding"):
+            raise HttpError(status, f"cannot take the head: white space is behind {name}")
+    return stripped
 
 
 def _joined(name: str, first: str, second: str, status: int) -> str:

@@ -19,6 +19,7 @@ from meshrun.proxy.http.head1 import (
 )
 from meshrun.proxy.http.heads import Framing, Request, Response
 
+CHUNKED = "Transfer-Encoding: chunked"
 ASKED = partial(Request, method="GET", path="/", query="", authority="a")
 
 
@@ -92,6 +93,8 @@ def test_a_head_may_be_as_long_as_the_limit() -> None:
     whole = start + b"x" * (HEAD_LIMIT_BYTES - len(start) - 4) + b"\r\n\r\n"
     assert find_head(whole) == HEAD_LIMIT_BYTES == len(whole)
     assert find_head(whole[:-1]) == -1
+    with pytest.raises(HttpError, match="cannot take a head of more"):
+        find_head(whole[:-4] + b"xxxx")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_http_1_0_can_do_without_a_host() -> None:
         ((), Framing.NONE, 0),
         (("Content-Length: 0",), Framing.NONE, 0),
         (("Content-Length: 17",), Framing.LENGTH, 17),
-        (("content-length:\t007 ",), Framing.LENGTH, 7),
+        (("content-length:\t 007",), Framing.LENGTH, 7),
         (("Content-Length: 999999999999999999",), Framing.LENGTH, 10**18 - 1),
         (("Transfer-Encoding: chunked",), Framing.STREAM, 0),
         (("transfer-encoding:CHUNKED",), Framing.STREAM, 0),
@@ -357,6 +360,9 @@ BAD_FRAMING = [
     ("Transfer-Encoding: \x0bchunked",),
     ("Transfer-Encoding: chunked\xa0",),
     ("Transfer-Encoding:",),
+    ("Transfer-Encoding: chunked\t",),
+    ("Transfer-Encoding: chunked ",),
+    ("Content-Length: 5 ",),
 ]
 
 
@@ -504,6 +510,12 @@ def test_an_upgrade_is_asked_for_by_connection_and_not_to_more_requests(
         assert f"\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n".encode() in write_request(found)
 
 
+@pytest.mark.parametrize("body", ["Content-Length: 1", CHUNKED])
+def test_there_is_no_upgrade_behind_a_body(body: str) -> None:
+    found = request("Upgrade: websocket", "Connection: Upgrade", body)
+    assert (found.upgrade, found.fields) == ("", [])
+
+
 def test_an_upgrade_to_what_is_no_protocol_is_refused() -> None:
     for upgrade in ("a b", "a/", "/a", "a/b/c", "\xe9"):
         assert status_of(f"Upgrade: {upgrade}", "Connection: upgrade") == 400
@@ -542,9 +554,6 @@ def test_any_other_status_line_is_refused(line: str) -> None:
     with pytest.raises(HttpError) as refused:
         response(line=line)
     assert refused.value.status == 502
-
-
-CHUNKED = "Transfer-Encoding: chunked"
 
 
 @pytest.mark.parametrize(
