@@ -6,10 +6,10 @@ becomes a different message when it is written as HTTP/1 (RFC 9113 10.3).
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
-from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
+from hpack.struct import NeverIndexedHeaderTuple
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.body1 import permitted_trailers
@@ -298,19 +298,18 @@ def write_fields(fields: Sequence[tuple[str, str]]) -> list[Field]:
     """Return fields as HTTP/2 has them; those of a connection of HTTP/1 are left out."""
     written: list[Field] = []
     for name, value in fields:
-        spelled, make = _spelling(name)
-        if make is not None:
-            if type(value) is Secret:
-                make = NeverIndexedHeaderTuple
-            written.append(make(spelled, value.encode("latin-1")))
+        spelled, indexed = _spelling(name)
+        if indexed and type(value) is str:
+            written.append((spelled, value.encode("latin-1")))
+        elif spelled:
+            written.append(NeverIndexedHeaderTuple(spelled, value.encode("latin-1")))
     return written
 
 
 @lru_cache(maxsize=2048)
-def _spelling(name: str) -> tuple[bytes, Callable[[bytes, bytes], Field] | None]:
-    """Return how a name is written, and of what kind the field is, None for one that is not."""
+def _spelling(name: str) -> tuple[bytes, bool]:
+    """Return how a name is written, empty if it is not, and whether a table may have the field."""
     lower = name.lower()
     if lower in CONNECTION_FIELDS and lower != "te":
-        return b"", None
-    kind = NeverIndexedHeaderTuple if lower in _NEVER_INDEXED else HeaderTuple
-    return lower.encode("latin-1"), kind
+        return b"", False
+    return lower.encode("latin-1"), lower not in _NEVER_INDEXED
