@@ -7,6 +7,7 @@ sends meanwhile stays in the kernel.
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from meshrun.proxy.direct import Direct
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.idleness import IdleWatch
-from meshrun.proxy.messages import ConnectionFailed, Upstream
+from meshrun.proxy.ledger import Ledger
+from meshrun.proxy.messages import ConnectionFailed, Record, Upstream
 from meshrun.proxy.outbound_tunnels import Journey, OutboundTunnels
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Pump
@@ -33,28 +35,33 @@ __all__ = ["Outbound"]
 
 @dataclass(slots=True, eq=False)
 class _Call(Journey):
-    """A connection of the app on its way to an endpoint.
+    """A connection of the app on its way to an endpoint, since `began` (the loop's clock).
 
     `leftover` is what a stream that was not accepted had taken from it.
     """
 
     app: socket.socket = field(kw_only=True)
+    began: float = field(kw_only=True)
     leftover: Leftover = field(default_factory=Leftover, kw_only=True)
 
 
 class Outbound:
-    """Brings the app's connections to the endpoints of one upstream."""
+    """Brings the connections of the app, which is `own`, to the endpoints of one upstream."""
 
     def __init__(
         self,
         poller: Poller,
         identity: Identity,
+        ledger: Ledger,
         report: Callable[[Report], None],
         rng: Random,
+        own: SpiffeId,
         upstream: Upstream,
     ) -> None:
         self._poller = poller
+        self._ledger = ledger
         self._report = report
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self._parked: set[asyncio.Task[None]] = set()
         self._live: set[Splice] = set()
@@ -83,11 +90,14 @@ class Outbound:
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
         most = self._upstream.max_connections
+        now = self._loop.time()
         if len(self._live) + len(self._parked) >= most:
-            self._failed(f"{most} connections are open, and no more are allowed (max_connections)")
+            reason = f"{most} connections are open, and no more are allowed (max_connections)"
+            self._failed(reason)
+            self._record(now, reason)
             sockets.reset(sock)
             return
-        call = _Call(self._loop.time() + self._upstream.connect_timeout_s, app=sock)
+        call = _Call(now + self._upstream.connect_timeout_s, app=sock, began=now)
         endpoint = self._tunnels.pick()
         tunnel = None if endpoint is None else self._tunnels.take(endpoint)
         if tunnel is None:
@@ -149,7 +159,9 @@ class Outbound:
                     found = await self._reach(call)
             except TimeoutError:
                 why = self._tunnels.excuse(call)
-                self._failed(f"{why} (waited {self._upstream.connect_timeout_s:g} s)")
+                reason = f"{why} (waited {self._upstream.connect_timeout_s:g} s)"
+                self._failed(reason)
+                self._record(call.began, reason)
                 return
             stack.pop_all()
         # Counts as live from here on, and not twice until this task is seen to be done.
@@ -165,6 +177,25 @@ class Outbound:
 
     def _failed(self, reason: str) -> None:
         self._report(ConnectionFailed(upstream=self._upstream.name, reason=reason))
+
+    def _record(self, began: float, reason: str) -> None:
+        # What got further is told by the other side.
+        if not self._ledger.recording:
+            return
+        duration_s = self._loop.time() - began
+        self._ledger.record(
+            Record(
+                at=time.time() - duration_s,
+                kind="connection",
+                source=self._own.service or "",
+                identity=str(self._own),
+                destination=self._upstream.service,
+                duration_s=duration_s,
+                reporter="source",
+                protocol="tcp",
+                failure=reason,
+            )
+        )
 
     async def _reach(self, call: _Call) -> Connection | OutboundTunnel:
         if not call.rounds:

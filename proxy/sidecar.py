@@ -148,11 +148,8 @@ class Sidecar:
         self._send(Enforced(version=snapshot.version))
 
     def _outbound(self, snapshot: Snapshot, upstream: Upstream) -> Outbound | HttpOutbound:
-        if upstream.protocol == "tcp":
-            return Outbound(
-                self._poller, self._identity, self._reporter.report, self._rng, upstream
-            )
-        return HttpOutbound(
+        kind = Outbound if upstream.protocol == "tcp" else HttpOutbound
+        return kind(
             self._poller,
             self._identity,
             self._ledger,

@@ -156,11 +156,20 @@ class Access:
         *,
         source: str | None = None,
         destination: str | None = None,
-    ) -> Callable[[], None]:
-        """Call `tell` with entries from now on, until what is returned is called."""
+    ) -> Callable[[], bool]:
+        """Call `tell` with entries from now on, until what is returned is called.
+
+        That tells whether it was the first time.
+        """
         follower = _Follower(tell, source, destination)
         self._followers.add(follower)
-        return lambda: self._followers.discard(follower)
+
+        def leave() -> bool:
+            followed = follower in self._followers
+            self._followers.discard(follower)
+            return followed
+
+        return leave
 
 
 class _Stored(msgspec.Struct, frozen=True):

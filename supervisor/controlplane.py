@@ -181,6 +181,7 @@ class ControlPlane:
                 connect_timeout_s=instance.connect_timeout_s,
                 max_connections=worker.part(instance.max_connections),
                 idle_timeout_s=instance.idle_timeout_s,
+                protocol=instance.protocol,
             )
         return messages.Snapshot(
             version=version,
@@ -201,6 +202,7 @@ class ControlPlane:
                     connect_timeout_s=upstream.connect_timeout_s,
                     max_connections=worker.part(upstream.max_connections),
                     idle_timeout_s=upstream.idle_timeout_s,
+                    protocol=upstream.protocol,
                     endpoints=self._endpoints(upstream.service),
                 )
                 for upstream in instance.upstreams

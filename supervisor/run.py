@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from meshrun.proxy import messages
+from meshrun.proxy.intentions import WILDCARD
 from meshrun.supervisor import (
     bodies,
     ca,
@@ -266,16 +267,24 @@ class Run:
     ) -> Callable[[], None]:
         """Call `tell` with what goes to `destination`, until what is returned is called.
 
-        `source` is None for any. The sidecars record only as long as somebody taps.
+        `source` is None for any. The sidecars record only as long as somebody taps. That somebody
+        looks is an event of its own: paths and identities are others' business too.
         """
         unfollow = self.access.follow(tell, source=source, destination=destination)
         self.control.publish()
+        what = f"{source or WILDCARD} => {destination}"
+        self._say_tapped("tapped", f"somebody looks at {what} (meshrun tap)", source, destination)
 
         def stop() -> None:
-            unfollow()
-            self.control.publish()
+            if unfollow():
+                self.control.publish()
+                message = f"nobody looks at {what} by that tap any more"
+                self._say_tapped("untapped", message, source, destination)
 
         return stop
+
+    def _say_tapped(self, kind: str, message: str, source: str | None, destination: str) -> None:
+        self.timeline.add(kind, destination, message, source=source, destination=destination)
 
     async def tapped(self) -> None:
         """Return when the sidecars record for whoever taps."""

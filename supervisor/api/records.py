@@ -58,7 +58,7 @@ class _Feed:
 async def _stream(
     request: web.Request,
     past: Awaitable[list[object]],
-    subscribe: Callable[[_Feed], Callable[[], None]],
+    subscribe: Callable[[_Feed], Callable[[], object]],
     *,
     following: bool,
 ) -> web.StreamResponse:
@@ -174,7 +174,7 @@ async def show_access(request: web.Request) -> web.StreamResponse:
             return []
         return [msgspec.Raw(entry) for entry in access.tail(state, names, last, end)]
 
-    def subscribe(feed: _Feed) -> Callable[[], None]:
+    def subscribe(feed: _Feed) -> Callable[[], object]:
         def put(entries: Entries) -> None:
             chosen = [entry for entry in entries if access.concerns(entry, names)]
             if chosen:

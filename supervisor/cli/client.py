@@ -1,7 +1,7 @@
 """The API of a running mesh, called over the control socket in its state folder."""
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 from urllib.parse import quote, urlencode
@@ -102,13 +102,18 @@ class Client:
         query = _last(last, follow=follow)
         return self._stream("/v1/meshrun/events", Event, query, follow=follow)
 
-    def access(self, names: Sequence[str], last: int | None, *, follow: bool) -> Iterator[bytes]:
+    def access(
+        self, names: Sequence[str], last: int | None, *, follow: bool
+    ) -> Generator[bytes, None, None]:
         """Yield the JSON of entries of the access log, with `follow` until the run ends."""
         query = [("app", name) for name in names] + _last(last, follow=follow)
         return self._lines("/v1/meshrun/access", query, follow=follow)
 
-    def tap(self, source: str, destination: str) -> Iterator[bytes]:
-        """Yield the JSON of what goes from a source (or `*`) to a destination, as it happens."""
+    def tap(self, source: str, destination: str) -> Generator[bytes, None, None]:
+        """Yield the JSON of what goes from a source (or `*`) to a destination, as it happens.
+
+        Returns when the sidecars record; they do until it is closed.
+        """
         query = {"source": source, "destination": destination}
         return self._lines("/v1/meshrun/tap", query, follow=True)
 
@@ -238,7 +243,7 @@ class Client:
     def _stream(self, path: str, kind: type[T], query: Query, *, follow: bool) -> Iterator[T]:
         return (_decoded(line, kind) for line in self._lines(path, query, follow=follow))
 
-    def _lines(self, path: str, query: Query, *, follow: bool) -> Iterator[bytes]:
+    def _lines(self, path: str, query: Query, *, follow: bool) -> Generator[bytes, None, None]:
         # Asked here and not with the first line: whoever calls knows that it has begun.
         connection = self._state.connect(CONNECT_TIMEOUT_S)
         with ExitStack() as stack:
@@ -252,13 +257,16 @@ class Client:
             except TransportError as error:
                 raise self._lost(error) from error
             stack.pop_all()
-        return self._read_lines(connection, response, follow=follow)
+        lines = self._read_lines(connection, response, follow=follow)
+        next(lines)  # from here on to close it is to close the connection
+        return lines
 
     def _read_lines(
         self, connection: socket.socket, response: Response, *, follow: bool
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         with connection:
             try:
+                yield b""
                 yield from response.lines()
             except TransportError as error:
                 # A stream that is followed ends with the mesh, and that is no error.

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import Event
+from hyperframe.frame import Frame
 
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Exchange, Failure, Upstream
@@ -23,6 +24,7 @@ __all__ = [
     "Recorder",
     "RelayHandler",
     "ServerPeer",
+    "frames_of",
 ]
 
 
@@ -164,6 +166,17 @@ class Recorder:
         self.closings += 1
 
 
+def frames_of(data: bytes) -> list[Frame]:
+    """Return the frames that `data` is made of."""
+    frames = []
+    while data:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        frame.parse_body(memoryview(data[9 : 9 + length]))
+        frames.append(frame)
+        data = data[9 + length :]
+    return frames
+
+
 def _peer(*, client: bool) -> H2Connection:
     # A peer may send what it likes; only what it gets must be right.
     return H2Connection(
@@ -234,15 +247,12 @@ class ClientPeer(_Peer):
 class ServerPeer(_Peer):
     """A server of h2 behind an `Http2Client`."""
 
-    def __init__(self, *, settings: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.link = MemoryLink()
         self.changes: list[int] = []
         self.client = Http2Client(self.link, lambda client: self.changes.append(client.capacity))
         self.h2 = _peer(client=False)
-        if settings:
-            self.h2.local_settings.update(dict(settings))
-            self.h2.local_settings.acknowledge()
         self.h2.initiate_connection()
         self.client.start()
         self.exchange()
@@ -339,6 +349,7 @@ class AsyncLink(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=0)
+        transport.pause_reading()  # until there is somebody to tell
         self._transport = transport
         self._make_owner(self)
 
@@ -372,6 +383,8 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     def start(self, owner: LinkOwner) -> None:
         self._owner = owner
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def write(self, data: bytes | memoryview) -> None:
         if self._transport is not None:

@@ -255,9 +255,9 @@ class TestOutput:
         assert 'there are no logs of wbe (did you mean "web"?)' in capsys.readouterr().err
 
     def test_following_needs_a_running_mesh(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for command in ("logs", "events"):
-            assert cli.run([command, "-f"]) == 1
-        assert capsys.readouterr().err.count("no mesh runs here") == 2
+        for command in (["logs"], ["logs", "--access"], ["events"]):
+            assert cli.run([*command, "-f"]) == 1
+        assert capsys.readouterr().err.count("no mesh runs here") == 3
 
     def test_events_are_kept(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         denied = Happening(at=1.5, kind="denied", subject="db", message="no", count=3)
@@ -270,6 +270,22 @@ class TestOutput:
         assert [
             json.loads(line)["kind"] for line in out_of(capsys, "events", "-json", "-n1").split()
         ] == ["denied"]
+
+    def test_the_access_log_is_kept(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.run(["logs", "--access"]) == 1
+        with state_of(folder) as state:
+            logs = Logs(state, lambda: 1.0, pytest.fail)
+            logs.write("web.1", "stdout", [b"hello"])
+            assert cli.run(["logs", "--access"]) == 1
+            line = b'{"time":"2026-11-23T09:08:33Z","kind":"connection","instance":"db.1"}\n'
+            logs.append("access", line)
+            logs.close()
+        nothing, unset = capsys.readouterr().err.splitlines()
+        assert "there is no access log: no mesh runs here" in nothing
+        assert "set mesh.access_log = true" in unset
+        assert out_of(capsys, "logs", "--access", "--json", "db.1") == line.decode()
+        assert out_of(capsys, "logs", "--access", "--json", "db.2") == ""
+        assert "db.1" not in out_of(capsys, "logs")
 
     def test_without_a_run_there_is_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["logs"]) == 1

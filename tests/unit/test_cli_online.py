@@ -261,6 +261,93 @@ def test_events_stream(api: Api, shell: Shell) -> None:
     assert api.asked[-1][1] == "n=5&follow=1"
 
 
+ENTRY = {
+    "time": "2026-11-23T09:08:33.719724Z",
+    "kind": "request",
+    "source": "web",
+    "identity": "spiffe://shop.mesh/ns/default/dc/local/svc/web",
+    "destination": "db",
+    "instance": "db.1",
+    "reporter": "destination",
+    "duration_s": 0.00234,
+    "received_bytes": 0,
+    "sent_bytes": 7,
+    "method": "GET",
+    "path": "/items",
+    "protocol": "HTTP/1.1",
+    "status": 200,
+}
+CONNECTION = {k: v for k, v in ENTRY.items() if k not in ("method", "path", "status")} | {
+    "kind": "connection",
+    "protocol": "tcp",
+    "duration_s": 61.0,
+}
+
+
+def stream(*entries: dict[str, object]) -> tuple[int, bytes]:
+    return 200, b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def test_a_tap_prints_a_line_for_each_request(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(
+        ENTRY,
+        ENTRY | {"status": 403, "denied": True},
+        ENTRY | {"status": 503, "failure": "no instance of db is ready"},
+        ENTRY | {"dry_run": True, "duration_s": 1.5},
+    )
+    code, out, error = shell("tap web db")
+    assert (code, error) == (0, "")
+    assert api.asked[0][:2] == ("GET /v1/meshrun/tap", "source=web&destination=db")
+    heading, served, denied, failed, trial = (line.split() for line in out.splitlines())
+    assert heading == [
+        *("TIME", "SOURCE", "INSTANCE", "METHOD", "STATUS", "LATENCY", "PATH", "IDENTITY")
+    ]
+    assert served[1:] == ["web", "db.1", "GET", "200", "2.3ms", "/items", ENTRY["identity"]]
+    assert (denied[4], denied[-1]) == ("403", "(denied)")
+    assert (failed[4], " ".join(failed[8:])) == ("503", "(no instance of db is ready)")
+    assert (trial[5], " ".join(trial[8:])) == ("1s", "(would be denied (dry run))")
+
+
+def test_a_tap_of_a_tcp_service_prints_connections(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(
+        CONNECTION,
+        CONNECTION | {"denied": True},
+        CONNECTION | {"failure": "it was reset"},
+        {"time": ENTRY["time"], "kind": "lost", "instance": "db.1", "lost": 3},
+    )
+    _, ok, denied, failed, lost = shell("tap web db")[1].splitlines()
+    assert "tcp      ok      1m01s     in 0B, out 7B" in ok
+    assert "tcp      denied" in denied
+    assert "tcp      failed" in failed
+    assert failed.endswith("(it was reset)")
+    assert lost.endswith("3 more of db.1 are missing: too many at once")
+
+
+def test_a_tap_as_json_is_what_came(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(ENTRY, CONNECTION | {"new": 1})
+    lines = shell("tap -json * db")[1].splitlines()
+    assert [json.loads(line) for line in lines] == [ENTRY, CONNECTION | {"new": 1}]
+
+
+def test_a_tap_that_is_refused_prints_only_why(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = (404, 'no service "bd" runs here')
+    assert shell("tap web bd") == (1, "", 'meshrun: no service "bd" runs here\n')
+
+
+def test_the_access_log_has_dates(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/access"] = stream(ENTRY)
+    code, out, _ = shell("logs --access -f -n 2 web")
+    assert code == 0
+    assert api.asked[-1][:2] == ("GET /v1/meshrun/access", "app=web&n=2&follow=1")
+    assert out.splitlines()[1].startswith("2026-11-2")
+    assert json.loads(shell("logs --access -json")[1]) == ENTRY
+
+
+def test_metrics_are_printed_as_they_are(api: Api, shell: Shell) -> None:
+    api.answers["GET /metrics"] = (200, "# HELP a b\na 1\n")
+    assert shell("metrics") == (0, "# HELP a b\na 1\n", "")
+
+
 def test_env_means_the_first_instance(api: Api, shell: Shell) -> None:
     api.answers["GET /v1/meshrun/env/web.1"] = (200, {"B": "two words", "A": "1"})
     assert shell("env web") == (0, "A=1\nB='two words'\n", "")
