@@ -111,7 +111,7 @@ def select(
 ) -> Sequence[Suite]:
     """Return the suites that have something of what is asked for; None asks for everything.
 
-    Raises click.UsageError for names that nothing has, and where nothing has all that is asked for.
+    Raises click.UsageError for a name that nothing of what is asked for has.
     """
     _refuse_unknown("suite", chosen, found)
     suites = [suite for suite in found.values() if chosen is None or suite.name in chosen]
