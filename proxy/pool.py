@@ -30,9 +30,10 @@ T = TypeVar("T", bound=Pooled)
 
 
 class Pool(Generic[T]):
-    """Keeps what is idle, the newest in front."""
+    """Keeps what is idle, the newest in front, and of one endpoint no more than `most_idle`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_idle: int = MOST_IDLE) -> None:
+        self._most_idle = most_idle
         self._loop = asyncio.get_running_loop()
         self._idle: dict[Endpoint, dict[T, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -50,7 +51,7 @@ class Pool(Generic[T]):
         """Keep `way`, which is idle, for a while."""
         ways = self._idle.setdefault(way.endpoint, {})
         ways[way] = self._loop.time()
-        if len(ways) > MOST_IDLE:
+        if len(ways) > self._most_idle:
             next(iter(ways)).close()
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_S, self._sweep)

@@ -50,6 +50,7 @@ class Http1Client:
         "_reusable",
         "_searched",
         "_sent",
+        "_upgradable",
         "_upgraded",
         "closed",
         "used",
@@ -74,6 +75,7 @@ class Http1Client:
         self._chunking = False  # the request is sent in chunks
         self._sent = True  # the request is complete
         self._reusable = True  # as far as the last response says
+        self._upgradable = False
         self._upgraded = False
         self._out: list[bytes] = []
         self.closed = False
@@ -93,6 +95,7 @@ class Http1Client:
         assert self.idle
         self._exchange = exchange
         self._method = request.method
+        self._upgradable = bool(request.upgrade)
         self._reading = HEAD
         self._chunking = request.framing is STREAMED
         self._sent = False
@@ -237,7 +240,7 @@ class Http1Client:
         """Take interim heads and the final one; return what is behind it."""
         exchange = self._exchange
         while exchange is not None and self._reading is HEAD:
-            end = head1.find_head(data, self._searched)
+            end = head1.find_head(data, self._searched, of_response=True)
             if end < 0:
                 self._searched = max(0, len(data) - 3)
                 self._pending = data
@@ -259,6 +262,8 @@ class Http1Client:
     def _expect(self, response: Response) -> None:
         self._reusable = response.keeps_alive and not response.until_close
         if response.status == 101:
+            if not self._upgradable:
+                raise HttpError(502, "101 came, and no other protocol was asked for")
             self._reading = ALL
             self._upgraded = True
             self._sent = False

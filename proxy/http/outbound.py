@@ -44,6 +44,10 @@ __all__ = ["HttpOutbound"]
 EXCHANGE_IDLE_S = 300.0
 CONNECTION_IDLE_S = 3600.0
 
+# To one instance; as many as there may be requests at the same time, or a busy app would shake
+# hands for ever.
+MOST_IDLE_LINES = 1024
+
 _REQUEST_ID = REQUEST_ID.lower()
 
 
@@ -241,6 +245,8 @@ class _Exchange(Relay):
             ]
         if not any(name.lower() == _REQUEST_ID for name, _ in request.fields):
             request.fields.append((REQUEST_ID, self._outbound.request_ids.new()))
+        if not request.authority:  # only HTTP/1.0 may leave it out
+            request.authority = self._outbound.upstream.name
         self._outbound.begin(self)
 
     def send_over(self, line: "_Line") -> None:
@@ -402,7 +408,7 @@ class _Route:
             SpiffeId.parse(share.identity),
         )
         self.service = share.service
-        self._idle: Pool[_Line] = Pool()
+        self._idle: Pool[_Line] = Pool(MOST_IDLE_LINES)
         self._lines: set[_Line] = set()
         self.apply(share)
 
