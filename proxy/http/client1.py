@@ -90,6 +90,11 @@ class Http1Client:
         """Whether it can take a request."""
         return self._exchange is None and not self.closed
 
+    @property
+    def stale(self) -> bool:
+        """Whether the other side has ended the connection, or said something nobody asked for."""
+        return self._link.stale
+
     def request(self, request: Request, exchange: Exchange, extra: Fields) -> "Http1Client":
         """Send a head with `extra` fields; return the upstream, which is this."""
         assert self.idle

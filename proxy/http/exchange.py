@@ -147,7 +147,7 @@ class Server(Protocol):
     """A connection that requests come over."""
 
     def retire(self) -> None:
-        """Take no more requests: close once those under way are answered."""
+        """Take no more requests, as far as the peer can be told, and close when all is answered."""
 
     def reset(self, reason: str) -> None:
         """Cut it, with all that is under way: each exchange hears `request_aborted`."""

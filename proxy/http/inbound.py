@@ -19,7 +19,7 @@ from meshrun.proxy.http.exchange import Downstream, Failure, Server
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
 from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
-from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.retries import IDEMPOTENT, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import IdleWatch
@@ -62,6 +62,7 @@ class HttpInbound:
         self.report = report
         self._connections: set[_Connection] = set()
         self._idle = IdleWatch(lambda: list(self._connections), self.failed)
+        self._idle.set(CONNECTION_IDLE_S)
 
     @property
     def protocol(self) -> Protocol:
@@ -78,7 +79,7 @@ class HttpInbound:
         connection.server = server
         call.cut = connection.reset
         self._connections.add(connection)
-        self._idle.set(CONNECTION_IDLE_S)
+        self._idle.connected()
         server.start()
 
     def rotate(self) -> None:
@@ -118,6 +119,8 @@ class _Connection:
         self._idle: list[Http1Client] = []
         self._clients1: set[Http1Client] = set()
         self._clients2: set[Http2Client] = set()
+        self._dialling: asyncio.Task[None] | None = None
+        self._waiting: list[_Exchange] = []
 
     def retire(self) -> None:
         """Take no more requests."""
@@ -153,6 +156,9 @@ class _Connection:
         self.server = None
         self.inbound.gate.leave(self._call)
         self.inbound.forget(self)
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
         for client1 in list(self._clients1):
             client1.close() if client1.idle else client1.reset("the caller is gone")
         for client2 in list(self._clients2):
@@ -162,37 +168,75 @@ class _Connection:
 
     def forward(self, exchange: "_Exchange", *, fresh: bool = False) -> None:
         """Send a request to the app, over a connection that is there or a new one."""
-        if self.multiplexed:
-            for client2 in self._clients2:
-                if client2.capacity:
-                    exchange.send_over(client2)
-                    return
-        elif self._idle and not fresh:
-            exchange.send_over(self._idle.pop())
+        client = self._ready(exchange.request, fresh=fresh)
+        if client is not None:
+            exchange.send_over(client)
+            return
+        if self._dialling is not None:  # one connection carries all that wait
+            self._waiting.append(exchange)
             return
         app = self.inbound.gate.app
+        failed: OSError | None = None
         try:
             sock = dial.at_once(app.host, app.port)
         except OSError as error:
-            exchange.wait(self._dial(exchange, error))
-            return
-        if sock is None:
-            exchange.wait(self._dial(exchange, None))
-        else:
+            sock, failed = None, error
+        if sock is not None:
             exchange.send_over(self._adopt(sock))
+        elif self.multiplexed:
+            self._waiting.append(exchange)
+            self._dialling = tasks.start(self._dial_for_all(failed), "connection to the app")
+        else:
+            exchange.wait(self._dial(exchange, failed))
+
+    def _ready(self, request: Request, *, fresh: bool) -> Http1Client | Http2Client | None:
+        if self.multiplexed:
+            return next((client for client in self._clients2 if client.capacity), None)
+        if fresh:
+            return None
+        while self._idle:
+            client = self._idle.pop()
+            # What may not be sent twice does not go where the app has just hung up: on the loopback
+            # that shows at once. Else to look would cost each request a system call.
+            if request.method in IDEMPOTENT or not client.stale:
+                return client
+            client.close()
+        return None
 
     async def _dial(self, exchange: "_Exchange", failed: OSError | None) -> None:
         try:
             sock = await callee.reach(self.inbound.poller, self.inbound.gate.app, failed)
         except OSError as error:
-            reason = error.strerror or str(error)
-            self.inbound.failed(reason)
-            exchange.unreachable(reason)
+            self._unreachable(error, [exchange])
             return
         if self.server is None or exchange.gone:
             sockets.reset(sock)
         else:
             exchange.send_over(self._adopt(sock))
+
+    async def _dial_for_all(self, failed: OSError | None) -> None:
+        try:
+            sock = await callee.reach(self.inbound.poller, self.inbound.gate.app, failed)
+        except OSError as error:
+            self._dialling = None
+            waiting, self._waiting = self._waiting, []
+            self._unreachable(error, waiting)
+            return
+        self._dialling = None
+        waiting, self._waiting = self._waiting, []
+        client = self._adopt(sock)
+        for exchange in waiting:
+            if not exchange.gone:
+                self.forward(exchange)
+                exchange.flush_request()
+        if isinstance(client, Http2Client) and not client.in_flight:
+            client.retire()  # nobody waits any more
+
+    def _unreachable(self, error: OSError, waiting: "list[_Exchange]") -> None:
+        reason = error.strerror or str(error)
+        self.inbound.failed(reason)
+        for exchange in waiting:
+            exchange.unreachable(reason)
 
     def _adopt(self, sock: socket.socket) -> Http1Client | Http2Client:
         sockets.guard(sock)

@@ -86,6 +86,10 @@ class Link(Protocol):
     def idle_s(self) -> float:
         """Return how long nothing moved."""
 
+    @property
+    def stale(self) -> bool:
+        """Whether something has come that was not read yet: of an idle connection, its end."""
+
 
 def end_lingering() -> None:
     """Reset at once the links that were closed, and whose peers may still be sending."""
@@ -212,6 +216,17 @@ class SocketLink:
     def idle_s(self) -> float:
         """Return how long nothing moved."""
         return sockets.idle_s(self._sock) if self._sock.fileno() >= 0 else 0.0
+
+    @property
+    def stale(self) -> bool:
+        """Whether something has come that was not read yet: of an idle connection, its end."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            pass
+        return True
 
     # What the poller calls.
 
@@ -439,6 +454,11 @@ class StreamLink:
     def idle_s(self) -> float:
         """Return how long nothing moved."""
         return monotonic() - self._moved
+
+    @property
+    def stale(self) -> bool:
+        """Whether something has come unread: never, whoever carries it reads on."""
+        return self._ended
 
     # The carrier's side.
 

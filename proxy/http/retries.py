@@ -3,7 +3,7 @@
 from meshrun.proxy.backoff import delay_s
 from meshrun.proxy.http.exchange import Failure
 
-__all__ = ["Budget", "back_off_s", "may_retry"]
+__all__ = ["IDEMPOTENT", "Budget", "back_off_s", "may_retry"]
 
 IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 

@@ -98,10 +98,12 @@ class Http1Server:
         return not self._answered or self._reading is BODY
 
     def retire(self) -> None:
-        """Take no more requests."""
+        """Say with the next response that there will be no more.
+
+        To close while nothing is under way would meet a request that is (RFC 9112 9.5), and not
+        every request may be sent again.
+        """
         self._retiring = True
-        if not self.busy and not self._pending:
-            self._close()
 
     def reset(self, reason: str) -> None:
         """Cut the connection."""
@@ -167,6 +169,8 @@ class Http1Server:
         close = not request.keeps_alive or self._retiring
         if close:
             request.keeps_alive = False
+        elif not request.minor_version:
+            head.fields.append(("Connection", "keep-alive"))  # else 1.0 expects the end
         upgraded = head.status == 101
         self._out.append(
             head1.write_response(head, chunked=self._chunking, close=close and not upgraded)
@@ -351,7 +355,7 @@ class Http1Server:
         request, self._request = self._request, None
         self._exchange = None
         self._held = False
-        if request is None or not request.keeps_alive or (self._retiring and not self._pending):
+        if request is None or not request.keeps_alive:
             self._close()
             return False
         self._write_out()

@@ -56,6 +56,11 @@ class MemoryLink:
         self.state = "closed"
         self.owner = None
 
+    @property
+    def stale(self) -> bool:
+        """Say that nothing has come unread."""
+        return False
+
     def reset(self) -> None:
         self.state = "reset"
         self.owner = None
