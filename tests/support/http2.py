@@ -407,6 +407,11 @@ class AsyncLink(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    @property
+    def stale(self) -> bool:
+        """Say that nothing has come unread."""
+        return False
+
     def reset(self) -> None:
         self._owner = None
         if self._transport is not None:
