@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from random import Random
 
 from meshrun.proxy.backoff import delay_s
-from meshrun.proxy.messages import Endpoint
+from meshrun.proxy.messages import Ejection, Endpoint
 
-__all__ = ["Balancer"]
+__all__ = ["TCP_EJECTION", "Balancer"]
 
-# Envoy's outlier detection: five failures in a row. Its 30 s would be long on one machine, where
-# what failed is back in a second.
-FAILURES_TO_EJECT = 5
-FIRST_EJECTION_S = 1.0
-LONGEST_EJECTION_S = 30.0
+# Envoy's outlier detection: five failures in a row. Its 30 s would be long for connections on one
+# machine, where what failed is back in a second.
+TCP_EJECTION = Ejection(failures=5, first_s=1.0, longest_s=30.0)
 
 
 @dataclass(slots=True)
@@ -31,9 +29,13 @@ class _Record:
 
 
 class Balancer:
-    """The endpoints of one service, with what was seen of each. Times are a monotonic clock's."""
+    """The endpoints of one service, with what was seen of each. Times are a monotonic clock's.
 
-    def __init__(self) -> None:
+    `ejection` says when one is left out for a while.
+    """
+
+    def __init__(self, ejection: Ejection) -> None:
+        self.ejection = ejection
         self._records: dict[Endpoint, _Record] = {}
 
     def update(self, endpoints: Iterable[Endpoint]) -> None:
@@ -47,7 +49,8 @@ class Balancer:
         """Return an endpoint outside `tried`, or None.
 
         One that is ejected is returned only where every other is tried or ejected too: a bad
-        endpoint is better than none.
+        endpoint is better than none. With all of them ejected all take their share, as if none were
+        (Envoy's panic mode).
         """
         open_to_choice = [e for e in self._records if e not in tried]
         healthy = [e for e in open_to_choice if self._records[e].ejected_until <= now]
@@ -70,7 +73,7 @@ class Balancer:
             record.in_flight -= 1
 
     def succeeded(self, endpoint: Endpoint) -> None:
-        """Forget the failures of `endpoint`: it has proved who it is."""
+        """Forget the failures of `endpoint`: it has proved that it can serve."""
         if (record := self._records.get(endpoint)) is not None:
             record.failures = record.ejections = 0
             record.ejected_until = 0.0
@@ -81,8 +84,9 @@ class Balancer:
         if record is None:
             return False
         record.failures += 1
-        if record.failures % FAILURES_TO_EJECT:
+        rule = self.ejection
+        if not rule.failures or record.failures % rule.failures:
             return False
         record.ejections += 1
-        record.ejected_until = now + delay_s(record.ejections, FIRST_EJECTION_S, LONGEST_EJECTION_S)
+        record.ejected_until = now + delay_s(record.ejections, rule.first_s, rule.longest_s)
         return True

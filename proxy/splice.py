@@ -15,7 +15,7 @@ from meshrun.proxy.framing import HEADER_BYTES, MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
-__all__ = ["DATA_AT", "Carrier", "Splice", "outward"]
+__all__ = ["DATA_AT", "Carrier", "Rider", "Splice", "outward"]
 
 # Shared by all splices, as are the buffers of `pump`: what the app sent, with room around it for a
 # carrier's own headers, so that both are sealed at once.
@@ -34,7 +34,7 @@ ENDINGS = select.EPOLLRDHUP | select.EPOLLERR
 
 
 class Carrier(Protocol):
-    """Takes a splice's bytes to the peer; calls its `deliver`, `end`, `drained` and `broken`."""
+    """Takes a rider's bytes to the peer; calls its `deliver`, `end`, `drained` and `broken`."""
 
     def send(self, count: int, *, last: bool) -> bool:
         """Send `count` bytes from `outward[DATA_AT:]`, then the end if these are the `last`.
@@ -55,7 +55,35 @@ class Carrier(Protocol):
         """Break the connection off: the peer sees a reset."""
 
     def fail(self, error: OSError) -> None:
-        """Give up after an error that `send` raised; tells the splice that it is broken."""
+        """Give up after an error that `send` raised; tells the rider that it is broken."""
+
+
+class Rider(Protocol):
+    """What a carrier carries: it sends by the carrier, and takes what the peer sends."""
+
+    def start(self, carrier: Carrier) -> None:
+        """Send by `carrier`, which may deliver from now on."""
+
+    def resend(self, data: bytes, *, last: bool) -> None:
+        """Send what was sent by another carrier already, in vain; after `start`."""
+
+    def look(self) -> None:
+        """Send at once what waits to be sent; after `start`, instead of `resend`."""
+
+    def deliver(self, data: memoryview) -> None:
+        """Take what the peer sent, which is valid during the call."""
+
+    def end(self) -> None:
+        """The peer will send nothing more."""
+
+    def drained(self) -> None:
+        """The carrier takes more; it may have taken more all the time."""
+
+    def broken(self, reason: str) -> None:
+        """The carrier is gone: the last call."""
+
+    def disown(self) -> None:
+        """The carrier goes elsewhere, with both directions ended: the last call."""
 
 
 class Splice:
