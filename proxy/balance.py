@@ -13,8 +13,8 @@ from meshrun.proxy.messages import Ejection, Endpoint
 
 __all__ = ["TCP_EJECTION", "Balancer"]
 
-# Envoy's outlier detection: five failures in a row. Its 30 s would be long for connections on one
-# machine, where what failed is back in a second.
+# Envoy's outlier detection: five failures in a row. Its 30 s would be long on one machine, where
+# what failed is back in a second.
 TCP_EJECTION = Ejection(failures=5, first_s=1.0, longest_s=30.0)
 
 
@@ -29,12 +29,9 @@ class _Record:
 
 
 class Balancer:
-    """The endpoints of one service, with what was seen of each. Times are a monotonic clock's.
+    """The endpoints of one service, with what was seen of each. Times are a monotonic clock's."""
 
-    `ejection` says when one is left out for a while.
-    """
-
-    def __init__(self, ejection: Ejection) -> None:
+    def __init__(self, ejection: Ejection = TCP_EJECTION) -> None:
         self.ejection = ejection
         self._records: dict[Endpoint, _Record] = {}
 
@@ -49,8 +46,7 @@ class Balancer:
         """Return an endpoint outside `tried`, or None.
 
         One that is ejected is returned only where every other is tried or ejected too: a bad
-        endpoint is better than none. With all of them ejected all take their share, as if none were
-        (Envoy's panic mode).
+        endpoint is better than none.
         """
         open_to_choice = [e for e in self._records if e not in tried]
         healthy = [e for e in open_to_choice if self._records[e].ejected_until <= now]
@@ -73,7 +69,7 @@ class Balancer:
             record.in_flight -= 1
 
     def succeeded(self, endpoint: Endpoint) -> None:
-        """Forget the failures of `endpoint`: it has proved that it can serve."""
+        """Forget the failures of `endpoint`: it has proved who it is."""
         if (record := self._records.get(endpoint)) is not None:
             record.failures = record.ejections = 0
             record.ejected_until = 0.0
@@ -84,9 +80,9 @@ class Balancer:
         if record is None:
             return False
         record.failures += 1
-        rule = self.ejection
-        if not rule.failures or record.failures % rule.failures:
+        ejection = self.ejection
+        if not ejection.failures or record.failures % ejection.failures:
             return False
         record.ejections += 1
-        record.ejected_until = now + delay_s(record.ejections, rule.first_s, rule.longest_s)
+        record.ejected_until = now + delay_s(record.ejections, ejection.first_s, ejection.longest_s)
         return True

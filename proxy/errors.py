@@ -3,6 +3,7 @@
 __all__ = [
     "ChannelError",
     "FramingError",
+    "Http2Error",
     "HttpError",
     "IdentityError",
     "MeshrunError",
@@ -37,6 +38,14 @@ class HttpError(PeerError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Http2Error(PeerError):
+    """The other side of an HTTP/2 connection is to be sent away; `code` says why (RFC 9113 7)."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ChannelError(MeshrunError):

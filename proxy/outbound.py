@@ -1,29 +1,32 @@
 """The sidecar's outbound side: one upstream of the app.
 
-A connection of the app takes an idle tunnel to an endpoint, at once; else it searches for one
-(`outbound_tunnels`). Where no endpoint takes it, it is parked; what the app sends meanwhile stays
-in the kernel.
+A connection of the app takes an idle tunnel to an endpoint, at once; else it goes the long way
+(choice of an endpoint, TCP and TLS, check of its identity), for which it is parked; what the app
+sends meanwhile stays in the kernel.
 """
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
 
 from meshrun.proxy import dial, sockets, tasks
-from meshrun.proxy.balance import TCP_EJECTION
+from meshrun.proxy.balance import Balancer
 from meshrun.proxy.connector import Connection
 from meshrun.proxy.direct import Direct
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.idleness import IdleWatch
-from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
-from meshrun.proxy.outbound_tunnels import Found, OutboundTunnels, Search
+from meshrun.proxy.ledger import Ledger
+from meshrun.proxy.messages import ConnectionFailed, Record, Upstream
+from meshrun.proxy.outbound_tunnels import Journey, OutboundTunnels
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
+from meshrun.proxy.spiffe import SpiffeId
 from meshrun.proxy.splice import Splice
 from meshrun.proxy.tunnel import Leftover, OutboundTunnel
 
@@ -31,44 +34,54 @@ __all__ = ["Outbound"]
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """A connection of the app on its way to an endpoint, until `deadline` (the loop's clock).
+class _Call(Journey):
+    """A connection of the app on its way to an endpoint, since `began` (the loop's clock).
 
     `leftover` is what a stream that was not accepted had taken from it.
     """
 
-    app: socket.socket
-    deadline: float
-    leftover: Leftover = field(default_factory=Leftover)
-    search: Search = field(default_factory=Search)
+    app: socket.socket = field(kw_only=True)
+    began: float = field(kw_only=True)
+    leftover: Leftover = field(default_factory=Leftover, kw_only=True)
 
 
 class Outbound:
-    """Brings the app's connections to the endpoints of one upstream."""
+    """Brings the connections of the app, which is `own`, to the endpoints of one upstream."""
 
     def __init__(
         self,
         poller: Poller,
         identity: Identity,
+        ledger: Ledger,
         report: Callable[[Report], None],
         rng: Random,
+        own: SpiffeId,
         upstream: Upstream,
     ) -> None:
         self._poller = poller
+        self._ledger = ledger
         self._report = report
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self._parked: set[asyncio.Task[None]] = set()
         self._live: set[Splice] = set()
         self._idle = IdleWatch(lambda: self._live, self._failed)
         self._upstream = upstream
-        self._tunnels = OutboundTunnels(poller, identity, rng, upstream, TCP_EJECTION)
-        self._idle.set(upstream.idle_timeout_s)
+        self._tunnels = OutboundTunnels(
+            poller,
+            identity,
+            rng,
+            Balancer(),
+            upstream.service,
+            SpiffeId.parse(upstream.identity),
+        )
+        self.apply(upstream)
 
     def apply(self, upstream: Upstream) -> None:
         """Use the endpoints of `upstream` from now on; parked connections try them at once."""
         self._upstream = upstream
         self._idle.set(upstream.idle_timeout_s)
-        self._tunnels.apply(upstream, TCP_EJECTION)
+        self._tunnels.apply(SpiffeId.parse(upstream.identity), upstream.endpoints)
 
     def rotate(self) -> None:
         """Begin no more streams under an old leaf; those under way go on."""
@@ -77,11 +90,14 @@ class Outbound:
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection that was accepted."""
         most = self._upstream.max_connections
+        now = self._loop.time()
         if len(self._live) + len(self._parked) >= most:
-            self._failed(f"{most} connections are open, and no more are allowed (max_connections)")
+            reason = f"{most} connections are open, and no more are allowed (max_connections)"
+            self._failed(reason)
+            self._record(now, reason)
             sockets.reset(sock)
             return
-        call = _Call(sock, self._loop.time() + self._upstream.connect_timeout_s)
+        call = _Call(now + self._upstream.connect_timeout_s, app=sock, began=now)
         endpoint = self._tunnels.pick()
         tunnel = None if endpoint is None else self._tunnels.take(endpoint)
         if tunnel is None:
@@ -99,46 +115,34 @@ class Outbound:
             splice.reset("the sidecar stops")
         self._tunnels.close()
 
-    def _failed(self, reason: str) -> None:
-        self._report(ConnectionFailed(upstream=self._upstream.name, reason=reason))
-
-    # The short way: an idle tunnel.
-
     def _ride(self, call: _Call, tunnel: OutboundTunnel) -> None:
         endpoint = tunnel.endpoint
         if tunnel.closed:
             self._tunnels.closed(endpoint)
-            self._try_again(call, endpoint, None, "it closed the connection")
+            self._tunnels.refused(call, endpoint, None, "it closed the connection")
+            self._start(call)
             return
-        splice = self._splice(call, endpoint)
+
+        def ended(_: str | None) -> None:
+            self._tunnels.gave_up(tunnel)
+            self._live.discard(splice)
+            self._tunnels.closed(endpoint)
 
         def unaccepted(refusal: Refusal | None, reason: str, leftover: Leftover) -> None:
-            self._live.discard(splice)
-            self._tunnels.closed(endpoint)
+            ended(None)
             call.app = splice.detach()
             call.leftover = leftover
-            self._try_again(call, endpoint, refusal, reason)
-
-        self._tunnels.open(tunnel, splice, call.leftover, call.deadline, unaccepted)
-
-    def _splice(self, call: _Call, endpoint: Endpoint) -> Splice:
-        def ended(_: str | None) -> None:
-            self._live.discard(splice)
-            self._tunnels.closed(endpoint)
+            if refusal is Refusal.DENIED:
+                # The other side has reported who was denied, and by what.
+                sockets.reset(call.app)
+                return
+            self._tunnels.refused(call, endpoint, refusal, reason)
+            self._start(call)
 
         splice = Splice(self._poller, call.app, ended)
         self._live.add(splice)
         self._idle.connected()
-        return splice
-
-    def _try_again(
-        self, call: _Call, endpoint: Endpoint, refusal: Refusal | None, reason: str
-    ) -> None:
-        if refusal is Refusal.DENIED:
-            sockets.reset(call.app)  # the other side has reported who was denied, and by what
-            return
-        self._tunnels.unaccepted(call.search, endpoint, refusal, reason)
-        self._start(call)
+        self._tunnels.ride(tunnel, splice, call.leftover, unaccepted, call.deadline)
 
     # The long way.
 
@@ -154,20 +158,48 @@ class Outbound:
                 async with asyncio.timeout_at(call.deadline):
                     found = await self._reach(call)
             except TimeoutError:
-                why = self._tunnels.explain(call.search)
-                self._failed(f"{why} (waited {self._upstream.connect_timeout_s:g} s)")
+                why = self._tunnels.excuse(call)
+                reason = f"{why} (waited {self._upstream.connect_timeout_s:g} s)"
+                self._failed(reason)
+                self._record(call.began, reason)
                 return
             stack.pop_all()
         # Counts as live from here on, and not twice until this task is seen to be done.
         self._parked.discard(tasks.current())
         if isinstance(found, OutboundTunnel):
             self._ride(call, found)
+        elif found.tunnel:
+            tunnel = self._tunnels.adopt(found)
+            tunnel.start()
+            self._ride(call, tunnel)
         else:
             self._join(call, found)
 
-    async def _reach(self, call: _Call) -> Found:
-        if not call.search.rounds:
-            found = await self._tunnels.round(call.search)
+    def _failed(self, reason: str) -> None:
+        self._report(ConnectionFailed(upstream=self._upstream.name, reason=reason))
+
+    def _record(self, began: float, reason: str) -> None:
+        # What got further is told by the other side.
+        if not self._ledger.recording:
+            return
+        duration_s = self._loop.time() - began
+        self._ledger.record(
+            Record(
+                at=time.time() - duration_s,
+                kind="connection",
+                source=self._own.service or "",
+                identity=str(self._own),
+                destination=self._upstream.service,
+                duration_s=duration_s,
+                reporter="source",
+                protocol="tcp",
+                failure=reason,
+            )
+        )
+
+    async def _reach(self, call: _Call) -> Connection | OutboundTunnel:
+        if not call.rounds:
+            found = await self._tunnels.round(call)
             if found is not None:
                 return found
         task = tasks.current()
@@ -175,12 +207,22 @@ class Outbound:
         asked = call.leftover != Leftover()
         with dial.watched(self._poller, call.app, task.cancel, asked=asked):
             del task  # the traceback of a cancelled task holds this frame: it would be a cycle
-            return await self._tunnels.reach(call.search)
+            while True:
+                await self._tunnels.park(call)
+                found = await self._tunnels.round(call)
+                if found is not None:
+                    return found
 
     # Peers without tunnels: one connection, one stream.
 
     def _join(self, call: _Call, connection: Connection) -> None:
-        splice = self._splice(call, connection.endpoint)
+        def ended(_: str | None) -> None:
+            self._live.discard(splice)
+            self._tunnels.closed(connection.endpoint)
+
+        splice = Splice(self._poller, call.app, ended)
+        self._live.add(splice)
+        self._idle.connected()
         direct = Direct(Pump(self._poller, connection.secured), splice)
         direct.start()
         leftover = call.leftover

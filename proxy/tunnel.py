@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from meshrun.proxy.caller import Caller
 from meshrun.proxy.errors import FramingError
 from meshrun.proxy.framing import (
     HEADER_BYTES,
@@ -29,14 +30,7 @@ from meshrun.proxy.messages import Endpoint
 from meshrun.proxy.pump import Pump
 from meshrun.proxy.splice import DATA_AT, Rider, outward
 
-__all__ = [
-    "InboundOwner",
-    "InboundTunnel",
-    "Leftover",
-    "OutboundOwner",
-    "OutboundTunnel",
-    "Unaccepted",
-]
+__all__ = ["InboundOwner", "InboundTunnel", "Leftover", "OutboundOwner", "OutboundTunnel"]
 
 OPEN = encode(Frame.OPEN)
 ACCEPTED = encode(Frame.ACCEPTED)
@@ -315,11 +309,6 @@ class OutboundTunnel(_Tunnel):
         self.credentials = credentials
         self.not_after = not_after
 
-    @property
-    def awaited(self) -> bool:
-        """Whether a stream is without an answer, and somebody waits for one."""
-        return self._unaccepted is not None and self._rider is not None
-
     def open(self, rider: Rider, leftover: Leftover, unaccepted: Unaccepted) -> None:
         """Carry `rider` as a stream, in which `leftover` is sent again.
 
@@ -428,7 +417,7 @@ class InboundOwner(Protocol):
 
 
 class InboundTunnel(_Tunnel):
-    """The side that takes streams from `source`, a service.
+    """The side that takes streams from `caller`.
 
     `not_after` is when the first of both leaves expires.
     """
@@ -438,16 +427,16 @@ class InboundTunnel(_Tunnel):
         "_early_end",
         "_may_open",
         "_owner",
+        "caller",
         "credentials",
         "not_after",
-        "source",
     )
 
     def __init__(
         self,
         pump: Pump,
         owner: InboundOwner,
-        source: str,
+        caller: Caller,
         credentials: Credentials,
         not_after: float,
     ) -> None:
@@ -456,7 +445,7 @@ class InboundTunnel(_Tunnel):
         self._early = bytearray()  # what came before the answer
         self._early_end = False
         self._may_open = True
-        self.source = source
+        self.caller = caller
         self.credentials = credentials
         self.not_after = not_after
 

@@ -5,6 +5,7 @@ Whether those services are there and speak HTTP is for
 """
 
 from meshrun.proxy.messages import MOST_CONNECTIONS, Ejection, Requests
+from meshrun.supervisor.configuration.headers import header_value, settable_header
 from meshrun.supervisor.configuration.model import UpstreamReference
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
@@ -12,8 +13,6 @@ from meshrun.supervisor.configuration.values import (
     HIGHEST_PORT,
     UnfitError,
     duration,
-    header_name,
-    header_value,
     idleness,
     integer,
     kind,
@@ -110,7 +109,7 @@ def _read_removed(upstream: Table) -> tuple[str, ...]:
     removed: list[str] = []
     named = upstream.strings("remove_headers", '["x-debug"]')
     for path, written in named:
-        name = upstream.fitted(written, path, header_name, "").lower()
+        name = upstream.fitted(written, path, settable_header, "").lower()
         if name in removed:
             upstream.document.report_value(path, f"{dotted(path)} names {quoted(name)} again")
         elif name:
@@ -128,7 +127,7 @@ def _read_set(upstream: Table, removed: tuple[str, ...]) -> tuple[tuple[str, str
     for written in headers.values:
         path = (*headers.path, written)
         try:
-            name = header_name(written)
+            name = settable_header(written)
         except UnfitError as error:
             headers.document.report_key(path, f"{dotted(path)}: the name of a header {error}")
             continue

@@ -26,11 +26,10 @@ __all__ = [
     "address",
     "as_service_name",
     "boolean",
+    "bounded_text",
     "choice",
     "duration",
     "environment_value",
-    "header_name",
-    "header_value",
     "idleness",
     "integer",
     "kind",
@@ -51,6 +50,7 @@ Name = TypeVar("Name", bound=str)
 Fit = Callable[[object], T]
 
 HIGHEST_PORT = 65535
+LONGEST_TEXT = 1024
 HIGHEST_LIMIT = 30_000
 """About as many as a loopback address has ports to call one listener from."""
 
@@ -63,24 +63,6 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", 
 _PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f]|[^\x00-\x7f]")
-
-# RFC 9110 5.6.2 without the underscore, which a sidecar refuses: an app that makes variables of
-# names, as in CGI, cannot tell it from a hyphen.
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^`|~-]{1,100}", re.ASCII)
-_HEADER_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?", re.ASCII)
-_LONGEST_HEADER_VALUE = 4096
-_RESERVED_HEADERS = {
-    **dict.fromkeys(
-        (
-            *("connection", "content-length", "expect", "host", "http2-settings", "keep-alive"),
-            *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        ),
-        "it belongs to the connection or to the frame of a message",
-    ),
-    **dict.fromkeys(
-        ("x-forwarded-client-cert", "x-mesh-client-id"), "it says who calls, which a sidecar proves"
-    ),
-}
 
 
 class UnfitError(MeshrunError):
@@ -117,6 +99,14 @@ def text(value: object) -> str:
     if "\0" in value:
         raise UnfitError("must not hold a NUL character")
     return value
+
+
+def bounded_text(value: object) -> str:
+    """Fit a string that every request may be compared with, or be given."""
+    written = text(value)
+    if len(written) > LONGEST_TEXT:
+        raise UnfitError(f"must have at most {LONGEST_TEXT} characters, not {len(written)}")
+    return written
 
 
 def boolean(value: object) -> bool:
@@ -266,30 +256,6 @@ def request_path(value: object) -> str:
         raise UnfitError(f'must be a path that begins with "/", not {quoted(written)}')
     if _NOT_IN_PATH.search(written):
         raise UnfitError("must be printable ASCII without blanks: percent-encode the rest")
-    return written
-
-
-def header_name(value: object) -> str:
-    """Fit the name of a header that an upstream may set or remove."""
-    written = text(value)
-    if not _HEADER_NAME.fullmatch(written):
-        meant = ' (did you mean "-"?)' if "_" in written else ""
-        raise UnfitError(
-            f"must be letters, digits and -, as RFC 9110 has it, not {quoted(written)}{meant}"
-        )
-    why = _RESERVED_HEADERS.get(written.lower())
-    if why is not None:
-        raise UnfitError(f"must not be {quoted(written)}: {why}")
-    return written
-
-
-def header_value(value: object) -> str:
-    """Fit what a header is set to."""
-    written = text(value)
-    if len(written) > _LONGEST_HEADER_VALUE:
-        raise UnfitError(f"must be at most {_LONGEST_HEADER_VALUE} characters, not {len(written)}")
-    if not _HEADER_VALUE.fullmatch(written):
-        raise UnfitError("must be printable ASCII on one line, without blanks at its ends")
     return written
 
 

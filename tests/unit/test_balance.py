@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from meshrun.proxy.balance import TCP_EJECTION, Balancer
 from meshrun.proxy.messages import Ejection, Endpoint
 
+FAILURES_TO_EJECT = TCP_EJECTION.failures
+LONGEST_EJECTION_S = TCP_EJECTION.longest_s
+
 
 def endpoints(count: int) -> list[Endpoint]:
     return [

@@ -12,7 +12,7 @@ import pytest
 
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
-from meshrun.supervisor.configuration import meshfile, sections, upstreams
+from meshrun.supervisor.configuration import meshfile, permissions, sections, upstreams
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
@@ -31,13 +31,14 @@ TABLES = {
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
+    "permissions": permissions.PERMISSION_KEYS,
+    "headers": permissions.HEADER_KEYS,
 }
 LATER = {
     *meshfile.TOP_KEYS_LATER,
     *sections.APP_KEYS_LATER,
     *sections.PROBE_KINDS_LATER,
     *sections.SERVICE_KEYS_LATER,
-    *sections.INTENTION_KEYS_LATER,
 }
 
 

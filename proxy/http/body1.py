@@ -1,0 +1,235 @@
+"""The bodies of HTTP/1: where one ends, and what of the bytes received is its own. Pure."""
+
+import re
+
+from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
+from meshrun.proxy.http.heads import Fields
+
+__all__ = [
+    "LAST_CHUNK",
+    "Chunked",
+    "Counted",
+    "chunk",
+    "last_chunk",
+    "permitted_trailers",
+]
+
+EXTENSION_LIMIT_BYTES = 256
+# Of all extensions, beyond the bytes of body that came with them (CVE-2023-39326).
+EXTENSIONS_LIMIT_BYTES = 16 * 1024
+TRAILERS_LIMIT_BYTES = 8 * 1024
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+# RFC 9112 7.1, without the white space that 7.1.1 allows and calls bad.
+_size_line = re.compile(
+    rb"([0-9A-Fa-f]{1,15}+)((?:;%b++(?:=(?:%b++|%b))?+)*+)\r\n" % (_TCHAR, _TCHAR, _QUOTED)
+)
+# What may become one.
+_size_line_begun = re.compile(rb"[0-9A-Fa-f]{1,15}+(?:;[\t -~\x80-\xff]*+)?+\r?+")
+_bare_lf = re.compile(rb"(?<!\r)\n")
+_LONGEST_SIZE_LINE = 15 + EXTENSION_LIMIT_BYTES + 2
+
+# What must not come behind a body, where it was decided already without it (RFC 9110 6.5.1):
+# framing, routing, modifiers of the request, authentication, how to read the content, and who asks.
+# Some servers hand trailers to the app as if they were of the head.
+_NOT_IN_TRAILERS = CONNECTION_FIELDS | {
+    "accept-encoding",
+    "age",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-location",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "forwarded",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "range",
+    "referer",
+    "retry-after",
+    "set-cookie",
+    "trailer",
+    "vary",
+    "www-authenticate",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-http-method-override",
+    "x-mesh-client-id",
+    "x-real-ip",
+    "x-request-id",
+}
+
+
+def permitted_trailers(fields: Fields) -> Fields:
+    """Return those that may stand behind a body (RFC 9110 6.5.1)."""
+    return [pair for pair in fields if pair[0].lower() not in _NOT_IN_TRAILERS]
+
+
+class Counted:
+    """A body of a length that was said."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has come."""
+        return not self.left
+
+    def take(self, available: int) -> int:
+        """Return how many of the `available` bytes that came are the body's: the first ones."""
+        taken = min(available, self.left)
+        self.left -= taken
+        return taken
+
+
+class Chunked:
+    """Takes a chunked body apart, however it was fragmented (RFC 9112 7.1).
+
+    `over` becomes true when all of it has come, trailers included; `trailers` are then those that
+    are permitted. Extensions are dropped (7.1.1). What is wrong with a response's body has the
+    status 502, and underscores are no offence in the names of its trailers.
+    """
+
+    __slots__ = (
+        "_at_data_end",
+        "_credit",
+        "_kept",
+        "_left",
+        "_response",
+        "_searched",
+        "over",
+        "trailers",
+    )
+
+    def __init__(self, *, of_response: bool = False) -> None:
+        self.over = False
+        self.trailers: Fields = []
+        self._response = of_response
+        self._left = 0  # of the chunk under way
+        self._at_data_end = False  # its CRLF has not come whole
+        self._searched = -1  # in the trailer section: how much of what is kept; else -1
+        self._kept = b""  # a part of a line, or of the trailer section
+        self._credit = EXTENSIONS_LIMIT_BYTES
+
+    def feed(self, data: bytes | memoryview) -> tuple[list[memoryview], int]:
+        """Return the pieces of body in `data`, as views of it, and how many bytes were taken.
+
+        Not all are taken only when the body is over: the rest is the next message's. Raises
+        HttpError (400, 502, or 431 for trailers); nothing may be fed after that.
+        """
+        view = memoryview(data)
+        pieces: list[memoryview] = []
+        at, end = 0, len(view)
+        while at < end and not self.over:
+            if self._left:
+                piece = view[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._at_data_end = not self._left
+            elif self._at_data_end:
+                at = self._data_end(view, at)
+            elif self._searched < 0:
+                at = self._size(view, at)
+            else:
+                at = self._trailer_section(view, at)
+        return pieces, at
+
+    def _data_end(self, view: memoryview, at: int) -> int:
+        line = self._kept + bytes(view[at : at + 2 - len(self._kept)])
+        at += len(line) - len(self._kept)
+        if line == b"\r\n":
+            self._kept = b""
+            self._at_data_end = False
+        elif line == b"\r":
+            self._kept = line
+        else:
+            raise self._wrong("cannot take the body: no CRLF is behind a chunk's data")
+        return at
+
+    def _size(self, view: memoryview, at: int) -> int:
+        if not self._kept and (found := _size_line.match(view, at)):
+            self._begin(found)
+            return found.end()
+        kept = len(self._kept)
+        line = self._kept + bytes(view[at : at + _LONGEST_SIZE_LINE - kept])
+        if found := _size_line.match(line):
+            self._kept = b""
+            self._begin(found)
+            return at + found.end() - kept
+        if len(line) >= _LONGEST_SIZE_LINE or not _size_line_begun.fullmatch(line):
+            raise self._wrong("cannot take the body: no chunk size is where one must be")
+        self._kept = line
+        return at + len(line) - kept
+
+    def _begin(self, found: re.Match[bytes]) -> None:
+        """Begin a chunk, or with the last one the trailer section."""
+        extension = found.end(2) - found.start(2)
+        self._left = int(bytes(found[1]), 16)
+        if extension:
+            self._credit -= extension
+            if extension > EXTENSION_LIMIT_BYTES or self._credit < 0:
+                raise self._wrong("cannot take the body: too many chunk extensions")
+        self._credit = min(self._credit + self._left, EXTENSIONS_LIMIT_BYTES)
+        if not self._left:
+            self._searched = 0
+
+    def _trailer_section(self, view: memoryview, at: int) -> int:
+        kept = len(self._kept)
+        section = self._kept + bytes(view[at : at + TRAILERS_LIMIT_BYTES - kept])
+        if section.startswith(b"\r\n"):
+            end = 2
+        elif (end := section.find(b"\r\n\r\n", self._searched) + 4) > 3:
+            self.trailers = self._permitted(section[:end])
+        elif _bare_lf.search(section, self._searched):
+            raise self._wrong("cannot take the body: a line of its trailers ends without CR")
+        elif len(section) == TRAILERS_LIMIT_BYTES:
+            raise self._wrong("cannot take the body: too many trailers", 431)
+        else:
+            self._kept = section
+            self._searched = max(0, len(section) - 3)
+            return at + len(section) - kept
+        self._kept = b""
+        self.over = True
+        return at + end - kept
+
+    def _permitted(self, section: bytes) -> Fields:
+        fields = parse_fields(str(section, "latin-1"), 0, of_response=self._response)
+        return permitted_trailers(fields)
+
+    def _wrong(self, message: str, status: int = 400) -> HttpError:
+        return HttpError(502 if self._response else status, message)
+
+
+def chunk(data: bytes | memoryview) -> bytes:
+    """Return `data` as a chunk; nothing, which would say that the body is over, as nothing."""
+    return b"".join((b"%x\r\n" % len(data), data, b"\r\n")) if data else b""
+
+
+def last_chunk(trailers: Fields) -> bytes:
+    """Return the end of a chunked body; raises HttpError (502) for trailers that are no lines."""
+    return b"0\r\n%b\r\n" % write_fields(trailers) if trailers else LAST_CHUNK

@@ -1,0 +1,447 @@
+"""HTTP/2 on one connection, as far as it is the same for servers and clients (RFC 9113).
+
+The library h2 keeps the states of streams, the windows and the compression; `frames2` looks at each
+frame before it does. It is fed a frame at a time, so that what comes before a fault is not lost,
+and so that what h2 has only one answer to, the end of the connection, can be the end of a stream.
+"""
+
+import time
+from collections import deque
+from typing import Generic, TypeVar
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from h2.exceptions import NoSuchStreamError, ProtocolError
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import GoAwayFrame
+
+from meshrun.proxy.errors import Http2Error, HttpError
+from meshrun.proxy.http import frames2
+from meshrun.proxy.http.fields2 import read_trailers
+from meshrun.proxy.http.frames2 import FRAME_LIMIT_BYTES, Frame, Frames
+from meshrun.proxy.http.head1 import HEAD_LIMIT_BYTES
+from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.stream2 import Stream
+
+__all__ = ["MOST_STREAMS", "Connection", "code_name"]
+
+# Envoy's max_concurrent_streams in its advice for the edge is 100, here 1024, as its circuit limit.
+MOST_STREAMS = 1024
+
+# What may be kept of one stream and of all, where whoever it is for does not take it. A window of a
+# stream is enough for a gigabyte a second where a round trip takes a quarter of a millisecond.
+STREAM_WINDOW_BYTES = 256 * 1024
+CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
+
+# RFC 9113 6.9.2: that of a connection before anything is said.
+DEFAULT_WINDOW_BYTES = 65_535
+
+# A head over the limit is answered as one stream's matter; over this one nothing is decoded, since
+# a few bytes can stand for as many as one likes (CVE-2016-6581).
+DECODED_LIMIT_BYTES = 256 * 1024
+
+# What is gathered before it is written: with as much the link is asked whether it takes more.
+BATCH_BYTES = 64 * 1024
+
+# Of answers that are asked for and not read: acknowledgements, resets and the like.
+MOST_UNREAD_BYTES = 64 * 1024
+
+
+class _Machine(H2Connection):
+    # How streams were closed is remembered for late frames; h2's 65,536 would be megabytes.
+    MAX_CLOSED_STREAMS = 1024
+
+
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class Connection(Generic[StreamT]):
+    """Owns `link`, cuts what comes over it into streams, and shares it among what they send."""
+
+    def __init__(self, link: Link, *, client: bool) -> None:
+        self._link = link
+        config = H2Configuration(
+            client_side=client,
+            header_encoding=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+        self._h2 = _Machine(config)
+        self._h2.decoder.max_header_list_size = DECODED_LIMIT_BYTES
+        self._h2.local_settings = Settings(
+            client=client,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+                SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS,
+                SettingCodes.MAX_FRAME_SIZE: FRAME_LIMIT_BYTES,
+                SettingCodes.MAX_HEADER_LIST_SIZE: HEAD_LIMIT_BYTES,
+            },
+        )
+        self._frames = Frames(of_client=not client)
+        self._streams: dict[int, StreamT] = {}
+        self._turns: deque[Stream] = deque()  # those that have something to send
+        self._starved: list[Stream] = []  # and of them those that wait for the connection's window
+        self._given: list[Stream] = []  # those that were given something since the last flush
+        self._emptied: list[Stream] = []  # those that can take more again
+        self._touched: list[Stream] = []  # those that delivered something that is to be flushed
+        self._unread_bytes = 0
+        self._over = False
+
+    def start(self) -> None:
+        """Say the preface, and begin to receive."""
+        h2 = self._h2
+        h2.initiate_connection()
+        # Streams over the limit are refused one by one; h2 would close the connection.
+        del h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]
+        if not h2.config.client_side:
+            h2.receive_data(frames2.PREFACE)  # `Frames` has it from the peer, before anything else
+        h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
+        self._link.start(self)
+        self.flush()
+
+    @property
+    def in_flight(self) -> int:
+        """How many streams are under way."""
+        return len(self._streams)
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return self._link.idle_s()
+
+    def reset(self, reason: str) -> None:
+        """Cut it, with all that is under way."""
+        if not self._over:
+            self._link.reset()
+            self._end(reason)
+
+    # The link's owner.
+
+    def received(self, data: memoryview) -> None:
+        """Obey the frames in `data`."""
+        try:
+            for frame in self._frames.feed(data, time.monotonic()):
+                self._take(frame)
+                if self._over:
+                    return
+            self._flush_touched()
+            self.flush()
+            if self._unread_bytes > MOST_UNREAD_BYTES:
+                raise Http2Error(
+                    ErrorCodes.ENHANCE_YOUR_CALM, "the peer does not read the answers it asks for"
+                )
+        except Http2Error as error:
+            self._say_goaway(self._h2.highest_inbound_stream_id, error.code, str(error))
+            self._close(str(error))
+        except ProtocolError as error:  # h2 has put a GOAWAY behind what is to be sent
+            self._close(f"the peer broke the protocol: {error}")
+
+    def ended(self) -> None:
+        """The peer will send nothing more, not even a window: it takes nothing more either."""
+        self._close("the peer closed the connection")
+
+    def drained(self) -> None:
+        """The peer takes more again."""
+        self._unread_bytes = 0
+        self.flush()
+
+    def broken(self, reason: str) -> None:
+        """The connection is gone."""
+        self._end(reason)
+
+    # The streams' carrier.
+
+    def wants(self, stream: Stream) -> None:
+        """A stream has something to send."""
+        if not stream.turning:
+            stream.turning = True
+            self._turns.append(stream)
+        if not stream.given:
+            stream.given = True
+            self._given.append(stream)
+
+    def acknowledge(self, stream: Stream, size: int) -> None:
+        """Let the peer send `size` bytes more."""
+        if not self._over:
+            self._h2.acknowledge_received_data(size, stream.number)
+
+    def completed(self, stream: Stream) -> None:
+        """All that came on a stream has been delivered."""
+        if stream.sent:
+            self._forget(stream)
+
+    def break_off(self, stream: Stream, code: ErrorCodes) -> None:
+        """Reset a stream, now: whoever waits at the other end has waited long enough."""
+        if not stream.over and not self._over:
+            self._reset_stream(stream.number, code)
+            self._forget(stream)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was given, stream by stream in turn, as far as windows and link take it."""
+        if self._over:
+            return
+        if self._turns:
+            self._take_turns()
+        self._write()
+        while self._given:
+            stream = self._given.pop()
+            stream.given = False
+            if stream.chunks and not stream.ending and not stream.holding:
+                stream.holding = True
+                stream.tell_hold()
+        while self._emptied:
+            stream = self._emptied.pop()
+            if stream.holding and not stream.chunks and not stream.over:
+                stream.holding = False
+                stream.tell_resume()
+        self._flushed()
+
+    # Sending.
+
+    def _take_turns(self) -> None:
+        turns, link = self._turns, self._link
+        batch = 0
+        while turns and not self._over:
+            if batch >= BATCH_BYTES:
+                self._write()
+                batch = 0
+            if link.clogged:
+                break
+            stream = turns.popleft()
+            stream.turning = False
+            batch += self._take_turn(stream)
+
+    def _take_turn(self, stream: Stream) -> int:
+        """Send one piece of a stream; return how long it is."""
+        number, h2, size = stream.number, self._h2, 0
+        if stream.heads:
+            heads, stream.heads = stream.heads, []
+            for head in heads[:-1]:
+                h2.send_headers(number, head)
+            last = stream.ending and not stream.chunks and not stream.trailers
+            h2.send_headers(number, heads[-1], end_stream=last)
+            if last:
+                self._all_sent(stream)
+                return 0
+        if stream.chunks:
+            window = h2.local_flow_control_window(number)
+            if window <= 0:
+                if h2.outbound_flow_control_window <= 0:
+                    stream.turning = True
+                    self._starved.append(stream)
+                return 0  # else its own window brings it back
+            piece = stream.next_piece(min(window, h2.max_outbound_frame_size, FRAME_LIMIT_BYTES))
+            size = len(piece)
+            last = stream.ending and not stream.chunks and not stream.trailers
+            h2.send_data(number, piece, end_stream=last)
+            self._frames.data_sent()
+            if last:
+                self._all_sent(stream)
+                return size
+        if stream.chunks:
+            stream.turning = True
+            self._turns.append(stream)
+        elif stream.ending:
+            if stream.trailers:
+                h2.send_headers(number, stream.trailers, end_stream=True)
+            else:
+                h2.end_stream(number)
+            self._all_sent(stream)
+        elif stream.holding:
+            self._emptied.append(stream)
+        return size
+
+    def _all_sent(self, stream: Stream) -> None:
+        stream.sent = True
+        if stream.complete:
+            self._forget(stream)
+
+    def _write(self) -> None:
+        data = self._h2.data_to_send()
+        if data:
+            if self._link.clogged:
+                self._unread_bytes += len(data)
+            self._link.write(data)
+
+    def _say_goaway(self, last: int, code: int, why: str = "") -> None:
+        # Not by h2, for which it would be the end of all streams.
+        self._write()
+        frame = GoAwayFrame(0, last, code, additional_data=why.encode())
+        self._link.write(frame.serialize())
+
+    def _reset_stream(self, number: int, code: ErrorCodes) -> None:
+        try:
+            self._h2.reset_stream(number, code)
+        except NoSuchStreamError:
+            pass  # closed by both sides already
+
+    # Receiving.
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == frames2.DATA:
+            stream = self._streams.get(frame.stream)
+            if stream is not None and not stream.fits(frame.data_bytes, last=frame.ends_stream):
+                # h2 would close the connection, and gives the window back of a stream that is over.
+                self._unfit(stream, "the body is not as long as Content-Length says")
+        elif frame.kind == frames2.GOAWAY:
+            self._take_goaway(frame)
+            return
+        for event in self._h2.receive_data(frame.whole):
+            self._obey(event)
+            if self._over:
+                return
+
+    def _obey(self, event: Event) -> None:
+        if isinstance(event, DataReceived):
+            stream = self._streams.get(event.stream_id)
+            if stream is None:
+                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                return
+            self._touch(stream)
+            stream.deliver(event.data, event.flow_controlled_length)
+            if event.stream_ended is not None and not stream.over:
+                self._take_end(stream, [])
+        elif isinstance(event, TrailersReceived):
+            stream = self._streams.get(event.stream_id)
+            if stream is not None:
+                self._take_trailers(stream, event)
+        elif isinstance(event, WindowUpdated):
+            self._take_window(event.stream_id)
+        elif isinstance(event, StreamReset):
+            stream = self._streams.get(event.stream_id)
+            if stream is not None:
+                self._take_reset(stream, int(event.error_code or 0))
+        elif isinstance(event, RemoteSettingsChanged):
+            self._take_window(0)
+            for stream in self._streams.values():
+                self._take_window(stream.number)
+            self._obey_other(event)
+        else:
+            self._obey_other(event)
+
+    def _take_window(self, number: int) -> None:
+        if number:
+            stream = self._streams.get(number)
+            if stream is not None and stream.chunks and not stream.turning:
+                stream.turning = True
+                self._turns.append(stream)
+        else:
+            self._turns.extend(self._starved)
+            self._starved.clear()
+
+    def _take_trailers(self, stream: StreamT, event: TrailersReceived) -> None:
+        try:
+            trailers = read_trailers(event.headers or [], underscores=self._underscores)
+        except HttpError as error:
+            self._unfit(stream, str(error))
+            return
+        if not stream.fits(0, last=True):
+            self._unfit(stream, "the body is not as long as Content-Length says")
+            return
+        self._touch(stream)
+        self._take_end(stream, trailers)
+
+    def _take_end(self, stream: StreamT, trailers: Fields) -> None:
+        stream.deliver_end(trailers)
+
+    def _take_reset(self, stream: StreamT, code: int) -> None:
+        self._touch(stream)
+        self._forget(stream)
+        stream.fail(f"the stream was reset: {code_name(code)}", code)
+
+    def _unfit(self, stream: StreamT, reason: str) -> None:
+        """What came on a stream is no message (RFC 9113 8.1.1)."""
+        self._touch(stream)
+        self._reset_stream(stream.number, ErrorCodes.PROTOCOL_ERROR)
+        self._forget(stream)
+        stream.fail(reason, ErrorCodes.PROTOCOL_ERROR)
+
+    def _touch(self, stream: Stream) -> None:
+        if not stream.touched:
+            stream.touched = True
+            self._touched.append(stream)
+
+    def _flush_touched(self) -> None:
+        touched, self._touched = self._touched, []
+        for stream in touched:
+            stream.touched = False
+            stream.tell_flush()
+
+    def _forget(self, stream: Stream) -> None:
+        """A stream is over; what it kept is thrown away, and the window given back."""
+        size = stream.drop()
+        if stream.turning:
+            stream.turning = False
+            if stream in self._turns:
+                self._turns.remove(stream)
+            else:
+                self._starved.remove(stream)
+        if self._streams.pop(stream.number, None) is not None and size and not self._over:
+            self._h2.acknowledge_received_data(size, stream.number)
+
+    # The end.
+
+    def _close(self, reason: str) -> None:
+        """Close in order behind what was written, with all that is under way."""
+        if not self._over:
+            self._write()
+            self._link.close()
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._turns.clear()
+        self._starved.clear()
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.drop()
+            self._touch(stream)
+            stream.fail(reason)
+        self._flush_touched()
+        self._ended(reason)
+
+    # What is different for servers and clients.
+
+    @property
+    def _underscores(self) -> bool:
+        """Whether names of fields that come may have them."""
+        raise NotImplementedError
+
+    def _obey_other(self, event: Event) -> None:
+        """Take what only a server or only a client gets."""
+        raise NotImplementedError
+
+    def _take_goaway(self, frame: Frame) -> None:
+        """The peer takes no more streams, or opens no more."""
+        raise NotImplementedError
+
+    def _flushed(self) -> None:
+        """All is said for now: see what that has changed."""
+        raise NotImplementedError
+
+    def _ended(self, reason: str) -> None:
+        """The connection is over, and every stream has heard of it."""
+        raise NotImplementedError
+
+
+def code_name(code: int | None) -> str:
+    """Return the name of an error code (RFC 9113 7)."""
+    try:
+        return ErrorCodes(code or 0).name
+    except ValueError:
+        return f"{code:#x}"

@@ -1,0 +1,316 @@
+"""Heads and trailers between HTTP/2's lists of fields and the vocabulary of `heads`. Pure.
+
+All checks of RFC 9113 8.2 and 8.3 are here; h2's own are switched off, since it knows no failure
+but that of the whole connection. What HTTP/1 would refuse is refused here as well, so that nothing
+becomes a different message when it is written as HTTP/1 (RFC 9113 10.3).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
+
+from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.body1 import permitted_trailers
+from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
+from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.target import normalise_authority, split_target
+
+__all__ = [
+    "Field",
+    "Secret",
+    "read_request",
+    "read_response",
+    "read_trailers",
+    "write_fields",
+    "write_request",
+    "write_response",
+]
+
+Field = tuple[bytes, bytes]
+
+# RFC 9110 5.6.2 without capitals. An underscore is a hyphen to CGI and WSGI, so that a rule would
+# see another field than the app; the metadata of gRPC may have it.
+_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_value = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+_method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")
+_status = re.compile(rb"[1-9][0-9]{2}")
+_length = re.compile(r"[0-9]{1,18}")
+
+_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
+_REQUEST_SPECIAL = CONNECTION_FIELDS | {"cookie", "expect", "host"}
+
+# RFC 9113 6.5.2: what a field counts for beside its characters.
+_FIELD_OVERHEAD_BYTES = 32
+
+# Never put into the table of the compression: what may be guessed by its length (RFC 7541 7.1.3),
+# and what is another one in each request, and would push out of it what is not.
+_NEVER_INDEXED = frozenset(
+    {
+        "age",
+        "authorization",
+        "content-length",
+        "cookie",
+        "etag",
+        "grpc-timeout",
+        "proxy-authorization",
+        "set-cookie",
+        "traceparent",
+        "x-b3-spanid",
+        "x-b3-traceid",
+        "x-request-id",
+    }
+)
+
+
+class Secret(str):
+    """A value that its sender forbids every table of a compression (RFC 7541 6.2.3)."""
+
+    __slots__ = ()
+
+
+# Reading.
+
+
+def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> Request:
+    """Return the request whose head is `fields`; `ended` says that no body follows.
+
+    `underscores` lets names have them. Raises HttpError: 400, 405 (CONNECT), 417 or 431.
+    """
+    _check_size(fields, 431)
+    pseudo: dict[bytes, str] = {}
+    regular: Fields = []
+    special: dict[str, str] = {}
+    for index, field in enumerate(fields):
+        name = field[0]
+        if name[:1] == b":":
+            if index > len(pseudo) or name in pseudo or name not in _REQUEST_PSEUDO:
+                raise _unfit("pseudo-header fields are unknown, repeated or behind others")
+            pseudo[name] = _text(field)
+            continue
+        text = _name_of_request(name) if underscores else _name_without_underscore(name)
+        if text not in _REQUEST_SPECIAL:
+            regular.append((text, _text(field)))
+        else:
+            _take_special(text, field, special, regular)
+    _check_count(regular, 431)
+    request = _request_of(pseudo, special, regular)
+    length = special.get("content-length")
+    if not ended:
+        request.framing = Framing.STREAM
+        if length is not None:
+            request.framing = Framing.LENGTH
+            request.length = _number(length, 400)
+    elif length is not None and _number(length, 400):
+        raise _unfit("there is no body, though Content-Length says so")
+    _take_expectation(special, request)
+    return request
+
+
+def _take_special(name: str, field: Field, special: dict[str, str], regular: Fields) -> None:
+    value = _text(field)
+    if name == "cookie":
+        # RFC 9113 8.2.3: it may come in pieces, of which HTTP/1 and apps know nothing.
+        if name not in special:
+            regular.append((name, value))
+        else:
+            at = next(at for at, (known, _) in enumerate(regular) if known == name)
+            regular[at] = (name, f"{regular[at][1]}; {value}")
+    elif name == "te":
+        if value.lower() != "trailers":
+            raise _unfit("TE is not trailers")
+        regular.append((name, "trailers"))
+        return
+    elif name not in ("content-length", "expect", "host"):
+        raise _unfit(f"{name} belongs to a connection of HTTP/1")
+    elif name in special:
+        raise _unfit(f"there are two {name} fields")
+    special[name] = value
+
+
+def _request_of(pseudo: dict[bytes, str], special: dict[str, str], fields: Fields) -> Request:
+    method = pseudo.get(b":method", "")
+    if method == "CONNECT":
+        raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
+    if not _method.fullmatch(method):
+        raise _unfit("the method is missing, no token, or a small letter is in it")
+    if pseudo.get(b":scheme") not in ("http", "https"):
+        raise _unfit("the scheme is missing, or neither http nor https")
+    target = pseudo.get(b":path", "")
+    if target[:1] != "/" and (target != "*" or method != "OPTIONS"):
+        raise _unfit("the path is missing, or does not begin with /")
+    _, path, query = split_target(target)
+    host, authority = special.get("host"), pseudo.get(b":authority")
+    comparable = normalise_authority((host if authority is None else authority) or "")
+    if host is not None and authority is not None and normalise_authority(host) != comparable:
+        raise _unfit("Host and :authority differ")
+    return Request(
+        method=method,
+        path=path,
+        query=query,
+        authority=(host if authority is None else authority) or "",
+        fields=fields,
+    )
+
+
+def _take_expectation(special: dict[str, str], request: Request) -> None:
+    # As `head1` does.
+    expected = special.get("expect")
+    if expected is None:
+        return
+    if expected.lower() != "100-continue":
+        raise HttpError(417, "cannot take the request: it expects more than 100-continue")
+    if request.framing is not Framing.NONE:
+        request.expects_continue = True
+        request.fields.append(("expect", "100-continue"))
+
+
+def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Response:
+    """Return the response to a request of `method` whose head is `fields`.
+
+    `ended` says that no body follows. Raises HttpError (502).
+    """
+    _check_size(fields, 502)
+    status = fields[0][1] if fields and fields[0][0] == b":status" else b""
+    if not _status.fullmatch(status) or status == b"101":
+        raise HttpError(502, "cannot take the response: its status is missing or no status")
+    response = Response(status=int(status))
+    length: str | None = None
+    for field in fields[1:]:
+        name = _name_of_response(field[0])
+        if name not in CONNECTION_FIELDS:
+            response.fields.append((name, _text(field, 502)))
+        elif name == "content-length" and length is None:
+            length = _text(field, 502)
+        else:
+            raise HttpError(502, f"cannot take the response: it has {name}, or has it twice")
+    _check_count(response.fields, 502)
+    if length is not None and not response.interim:
+        response.length = _number(length, 502)
+    if ended:
+        if response.interim:
+            raise HttpError(502, "cannot take the response: it ends with an interim one")
+        if response.length and method != "HEAD" and response.status != 304:
+            raise HttpError(502, "cannot take the response: Content-Length says more than comes")
+    elif response.status >= 200 and response.status not in (204, 304) and method != "HEAD":
+        response.framing = Framing.STREAM if response.length is None else Framing.LENGTH
+    if response.status == 204:
+        response.length = None  # RFC 9110 8.6: there may be none
+    return response
+
+
+def read_trailers(fields: Sequence[Field], *, underscores: bool) -> Fields:
+    """Return those fields behind a body that may stand there. Raises HttpError (400)."""
+    _check_size(fields, 400)
+    read = _name_of_request if underscores else _name_without_underscore
+    trailers: Fields = []
+    for field in fields:
+        name = read(field[0])
+        if name in CONNECTION_FIELDS:
+            raise _unfit(f"{name} is no field of trailers")
+        trailers.append((name, _text(field)))
+    _check_count(trailers, 400)
+    return permitted_trailers(trailers)
+
+
+@lru_cache(maxsize=2048)
+def _name_of_request(name: bytes) -> str:
+    if not _name.fullmatch(name):
+        raise _unfit("the name of a field is no token of small letters")
+    return name.decode("ascii")
+
+
+@lru_cache(maxsize=2048)
+def _name_without_underscore(name: bytes) -> str:
+    if b"_" in name:
+        raise _unfit("an underscore is in the name of a field; some apps take it for a hyphen")
+    return _name_of_request(name)
+
+
+@lru_cache(maxsize=2048)
+def _name_of_response(name: bytes) -> str:
+    if not _name.fullmatch(name):
+        raise HttpError(502, "cannot take the response: the name of a field is no token")
+    return name.decode("ascii")
+
+
+def _text(field: Field, status: int = 400) -> str:
+    value = field[1]
+    if not _value.fullmatch(value):
+        raise HttpError(
+            status, "cannot take the head: a control, or white space around it, is in a value"
+        )
+    text = value.decode("latin-1")
+    return Secret(text) if isinstance(field, NeverIndexedHeaderTuple) else text
+
+
+def _number(length: str, status: int) -> int:
+    if not _length.fullmatch(length):
+        raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
+    return int(length)
+
+
+def _check_size(fields: Sequence[Field], status: int) -> None:
+    size = sum([len(name) + len(value) for name, value in fields])
+    if size + _FIELD_OVERHEAD_BYTES * len(fields) > HEAD_LIMIT_BYTES:
+        raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
+
+
+def _check_count(fields: Fields, status: int) -> None:
+    if len(fields) > FIELD_LIMIT:
+        raise HttpError(status, f"cannot take more than {FIELD_LIMIT} fields of a head")
+
+
+def _unfit(why: str) -> HttpError:
+    return HttpError(400, f"cannot take the request: {why}")
+
+
+# Writing.
+
+
+def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> list[Field]:
+    """Return the head of `request` with `extra` fields."""
+    head: list[Field] = [
+        (b":method", request.method.encode("latin-1")),
+        (b":scheme", b"http"),
+        (b":path", (request.path + request.query).encode("latin-1")),
+    ]
+    if request.authority:
+        head.append((b":authority", request.authority.encode("latin-1")))
+    head += write_fields(request.fields)
+    head += write_fields(extra)
+    if request.framing is Framing.LENGTH:
+        head.append(NeverIndexedHeaderTuple(b"content-length", b"%d" % request.length))
+    return head
+
+
+def write_response(response: Response) -> list[Field]:
+    """Return the head of `response`, which is not 101 (RFC 9113 8.6)."""
+    head: list[Field] = [(b":status", b"%d" % response.status)]
+    head += write_fields(response.fields)
+    if response.length is not None:
+        head.append(NeverIndexedHeaderTuple(b"content-length", b"%d" % response.length))
+    return head
+
+
+def write_fields(fields: Sequence[tuple[str, str]]) -> list[Field]:
+    """Return fields as HTTP/2 has them; those of a connection of HTTP/1 are left out."""
+    written: list[Field] = []
+    for name, value in fields:
+        spelled, make = _spelling(name)
+        if make is not None:
+            if type(value) is Secret:
+                make = NeverIndexedHeaderTuple
+            written.append(make(spelled, value.encode("latin-1")))
+    return written
+
+
+@lru_cache(maxsize=2048)
+def _spelling(name: str) -> tuple[bytes, Callable[[bytes, bytes], Field] | None]:
+    """Return how a name is written, and of what kind the field is, None for one that is not."""
+    lower = name.lower()
+    if lower in CONNECTION_FIELDS and lower != "te":
+        return b"", None
+    kind = NeverIndexedHeaderTuple if lower in _NEVER_INDEXED else HeaderTuple
+    return lower.encode("latin-1"), kind
