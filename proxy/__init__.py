@@ -10,15 +10,17 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
 - `messages` is all that the control plane and a sidecar say to each other. A `Snapshot` is what a
   sidecar must know, whole; it is obeyed at once and acknowledged.
 - `identity` holds the leaf and the TLS contexts made of it (`leaf`, `tls`), and renews them.
-- `outbound` stands behind an upstream's port: endpoint chosen (`balance`), an idle tunnel taken
-  from the `pool`, or else dialled (`connector`: `dial`, `handshake`, its identity compared), or the
+- `outbound` stands behind an upstream's port, with the connections of the app; `outbound_tunnels`
+  is the way to the instances of a service: endpoint chosen (`balance`), an idle tunnel taken from
+  the `pool`, or else dialled (`connector`: `dial`, `handshake`, its identity compared), or the
   connection parked.
 - `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`); then for each
   stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked
   (`intentions`, over `permissions` and `regex`), and only then the app dialled (`dial`, `callee`).
 - `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
-  moves those of the peer through TLS. Between them `tunnel` carries one stream after another over
-  one connection, in the frames of `framing` (docs/tunnel.md), and `direct` just one.
+  moves those of the peer through TLS. Between them stands a carrier, whose rider a splice is:
+  `tunnel` carries one stream after another over one connection, in the frames of `framing`
+  (docs/tunnel.md), and `direct` just one.
 - `idleness` cuts connections on which nothing moves, `memory` gives back what many have left,
   `backoff` says how long to wait before the next try.
 - `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes

@@ -8,6 +8,8 @@ from functools import partial
 from itertools import chain
 from typing import Protocol
 
+import msgspec
+
 from meshrun.proxy import messages
 from meshrun.proxy.channel import Channel, from_sidecar
 from meshrun.proxy.errors import ChannelError, IdentityError
@@ -16,7 +18,7 @@ from meshrun.supervisor import ca
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.counters import Counters, summed
 from meshrun.supervisor.listeners import HOST
-from meshrun.supervisor.plan import Instance, Plan, Worker
+from meshrun.supervisor.plan import Instance, Plan, PlannedUpstream, Worker
 
 __all__ = ["ControlPlane", "Observer"]
 
@@ -194,20 +196,35 @@ class ControlPlane:
                 _bare(i) for i in intentions if i.destination in (instance.service, WILDCARD)
             ),
             inbound=inbound,
-            upstreams=tuple(
-                messages.Upstream(
-                    name=upstream.name,
-                    service=upstream.service,
-                    identity=str(upstream.identity),
-                    connect_timeout_s=upstream.connect_timeout_s,
-                    max_connections=worker.part(upstream.max_connections),
-                    idle_timeout_s=upstream.idle_timeout_s,
-                    protocol=upstream.protocol,
-                    endpoints=self._endpoints(upstream.service),
-                )
-                for upstream in instance.upstreams
-            ),
+            upstreams=tuple(self._upstream(worker, upstream) for upstream in instance.upstreams),
             records=self._records(instance),
+        )
+
+    def _upstream(self, worker: Worker, upstream: PlannedUpstream) -> messages.Upstream:
+        requests = upstream.requests
+        return messages.Upstream(
+            name=upstream.name,
+            service=upstream.service,
+            identity=str(upstream.identity),
+            connect_timeout_s=upstream.connect_timeout_s,
+            max_connections=worker.part(upstream.max_connections),
+            idle_timeout_s=upstream.idle_timeout_s,
+            endpoints=self._endpoints(upstream.service),
+            protocol=upstream.protocol,
+            requests=msgspec.structs.replace(
+                requests,
+                most_in_flight=worker.part(requests.most_in_flight),
+                most_pending=worker.part(requests.most_pending),
+            ),
+            split=tuple(
+                messages.Share(
+                    service=share.service,
+                    identity=str(share.identity),
+                    weight=share.weight,
+                    endpoints=self._endpoints(share.service),
+                )
+                for share in upstream.split
+            ),
         )
 
     def _endpoints(self, service: str) -> tuple[messages.Endpoint, ...]:

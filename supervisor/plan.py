@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from meshrun.proxy.messages import Requests
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.supervisor import environment, ports
 from meshrun.supervisor.configuration import interpolation
@@ -25,6 +26,7 @@ from meshrun.supervisor.errors import MeshrunError
 __all__ = [
     "Instance",
     "Plan",
+    "PlannedShare",
     "PlannedUpstream",
     "Selection",
     "Worker",
@@ -49,8 +51,17 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShare:
+    """A service that takes `weight` parts of the requests to an upstream."""
+
+    service: str
+    identity: SpiffeId
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedUpstream:
-    """A local address at which an instance reaches a service."""
+    """A local address at which an instance reaches a service, or those that `split` names."""
 
     name: str
     service: str
@@ -59,7 +70,14 @@ class PlannedUpstream:
     protocol: Protocol
     connect_timeout_s: float
     max_connections: int
+    requests: Requests
     idle_timeout_s: float | None = None
+    split: tuple[PlannedShare, ...] = ()
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The services that the calls go to."""
+        return tuple(share.service for share in self.split) or (self.service,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +184,7 @@ def select(configuration: Configuration, selection: Selection) -> tuple[str, ...
         app = configuration.apps.get(name)
         if app is not None and selection.dependencies:
             queue.extend(app.depends_on)
-            queue.extend(upstream.service for upstream in app.upstreams)
+            queue.extend(service for upstream in app.upstreams for service in upstream.called)
     return tuple(name for name in known if name in wanted)
 
 
@@ -311,15 +329,25 @@ def _upstream(
 ) -> PlannedUpstream:
     service = reference.service
     target = configuration.apps.get(service) or configuration.services[service]
+    trust_domain = configuration.mesh.trust_domain
     return PlannedUpstream(
         name=reference.name,
         service=service,
-        identity=SpiffeId.for_service(configuration.mesh.trust_domain, service),
+        identity=SpiffeId.for_service(trust_domain, service),
         port=port,
         protocol=target.protocol,
         connect_timeout_s=reference.connect_timeout_s,
         max_connections=reference.max_connections,
         idle_timeout_s=reference.idle_timeout_s,
+        requests=reference.requests,
+        split=tuple(
+            PlannedShare(
+                service=share,
+                identity=SpiffeId.for_service(trust_domain, share),
+                weight=weight,
+            )
+            for share, weight in reference.split
+        ),
     )
 
 

@@ -252,6 +252,8 @@ class Http1Server:
             self._refuse(error)
         finally:
             self._advancing = False
+        if self._exchange is not None:
+            self._exchange.flush_request()  # a head goes with what of its body came with it
         if isinstance(self._pending, memoryview):
             self._pending = bytes(self._pending)  # it is valid during the call only
         self._listen()
@@ -311,14 +313,7 @@ class Http1Server:
         self._exchange = exchange
         if self._reading is REST:
             exchange.request_end([])
-        return self._delivered(exchange)
-
-    def _delivered(self, exchange: Exchange) -> bool:
-        exchange.flush_request()
-        if self._answered:
-            self.flush()
-            return True
-        return bool(self._pending)
+        return self._answered or bool(self._pending)
 
     def _take_body(self) -> bool:
         exchange = self._exchange
@@ -348,7 +343,7 @@ class Http1Server:
             self._chunked = None
             self._reading = REST
             exchange.request_end(trailers)
-        return self._delivered(exchange)
+        return self._answered or bool(self._pending)
 
     def _next(self) -> bool:
         """The exchange is over: the next may begin, or the connection ends."""

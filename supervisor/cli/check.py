@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meshrun.proxy.intentions import Action, Intention
-    from meshrun.supervisor.plan import Instance, Plan
+    from meshrun.supervisor.plan import Instance, Plan, PlannedUpstream
 
 __all__ = ["Call", "calls", "check"]
 
@@ -64,7 +64,7 @@ def calls(plan: "Plan", intentions: "Sequence[Intention]", default: "Action") ->
     """Decide about every pair of services of which the second takes calls."""
     from meshrun.proxy.intentions import decide
 
-    declared = {(i.service, u.service) for i in plan.instances for u in i.upstreams}
+    declared = {(i.service, s) for i in plan.instances for u in i.upstreams for s in u.called}
     callable_services = [s for s in plan.services if plan.of(s)[0].inbound_port is not None]
     found = []
     for source in plan.services:
@@ -144,7 +144,7 @@ def _upstreams(instances: "Iterable[Instance]") -> str | None:
     rows = [
         [
             instance.name,
-            upstream.service,
+            _shares(upstream),
             f"127.0.0.1:{upstream.port}",
             f"UPSTREAM_{variable_name(upstream.name)}_ADDR",
         ]
@@ -152,6 +152,12 @@ def _upstreams(instances: "Iterable[Instance]") -> str | None:
         for upstream in instance.upstreams
     ]
     return table(["INSTANCE", "UPSTREAM", "ADDRESS", "VARIABLE"], rows) if rows else None
+
+
+def _shares(upstream: "PlannedUpstream") -> str:
+    """Show a split as `reviews (reviews 90, reviews-v2 10)`."""
+    shares = ", ".join(f"{share.service} {share.weight}" for share in upstream.split)
+    return f"{upstream.service} ({shares})" if shares else upstream.service
 
 
 def _calls(decided: Iterable[Call]) -> str | None:
@@ -203,7 +209,12 @@ def _instance_json(instance: "Instance") -> dict[str, object]:
         "command": instance.argv,
         "cwd": instance.cwd,
         "upstreams": [
-            {"name": u.name, "service": u.service, "address": f"127.0.0.1:{u.port}"}
+            {
+                "name": u.name,
+                "service": u.service,
+                "address": f"127.0.0.1:{u.port}",
+                "split": {share.service: share.weight for share in u.split},
+            }
             for u in instance.upstreams
         ],
     }

@@ -8,11 +8,11 @@ import re
 from typing import Literal
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.head1 import CONNECTION_FIELDS
 from meshrun.proxy.http.target import normalise_path
 from meshrun.proxy.permissions import HOST
 from meshrun.proxy.regex import RegexError, full_match
-from meshrun.supervisor.configuration.values import Fit, UnfitError, quoted, text
+from meshrun.supervisor.configuration import headers
+from meshrun.supervisor.configuration.values import Fit, UnfitError, bounded_text, quoted, text
 from meshrun.supervisor.suggest import hint
 
 __all__ = [
@@ -33,23 +33,10 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS"
 # Each costs every request time, and every sidecar concerned memory.
 MOST_PERMISSIONS = 64
 MOST_HEADERS = 32
-LONGEST_TEXT = 1024
-
-# Put in by the sidecar, in place of what a caller sends.
-_FROM_THE_SIDECAR = ("x-forwarded-client-cert", "x-mesh-client-id")
 
 _VISIBLE = re.compile(r"[!-~]+")
-# RFC 9110 5.6.2 without the underscore, with which no request is taken.
-_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^`|~0-9A-Za-z]+")
 # RFC 9110 5.5: no value has these.
 _NOT_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-
-
-def _bounded(value: object) -> str:
-    written = text(value)
-    if len(written) > LONGEST_TEXT:
-        raise UnfitError(f"must have at most {LONGEST_TEXT} characters, not {len(written)}")
-    return written
 
 
 def method(value: object) -> str:
@@ -75,7 +62,7 @@ def path_prefix(value: object) -> str:
 
 
 def _path(value: object) -> str:
-    written = _bounded(value)
+    written = bounded_text(value)
     if not written.startswith("/"):
         raise UnfitError(f'must begin with "/", not {quoted(written)}')
     if "?" in written or "#" in written:
@@ -105,7 +92,7 @@ def _normal(written: str, followed_by: str) -> str:
 
 def regular_expression(value: object) -> str:
     """Fit a regular expression of RE2."""
-    written = _bounded(value)
+    written = bounded_text(value)
     if not written.isascii():
         raise UnfitError(
             r"must be ASCII: write another character as its bytes in UTF-8, such as \xC3\xA9"
@@ -119,28 +106,15 @@ def regular_expression(value: object) -> str:
 
 def header_name(value: object) -> str:
     """Fit the name of a header that a rule can be about."""
-    written = _bounded(value)
-    name = written.lower()
-    if "_" in name:
-        right = quoted(name.replace("_", "-"))
-        raise UnfitError(
-            f"matches no request: one with an underscore in a header's name is refused "
-            f"(did you mean {right}?)"
-        )
-    if name not in HOST and not _FIELD_NAME.fullmatch(name):
-        raise UnfitError(f'must be the name of a header such as "x-role", not {quoted(written)}')
-    if name in CONNECTION_FIELDS:
-        raise UnfitError(f"must not be {quoted(written)}, which is about the connection only")
-    if name in _FROM_THE_SIDECAR:
-        raise UnfitError(f"must not be {quoted(written)}, which is set by the sidecar")
-    return written
+    written = text(value)
+    return written if written.lower() in HOST else headers.header_name(written)
 
 
 def header_text(kind: Literal["exact", "prefix", "suffix", "contains"]) -> Fit[str]:
     """Fit what the value of a header is compared with."""
 
     def fit(value: object) -> str:
-        written = _bounded(value)
+        written = bounded_text(value)
         if _NOT_IN_VALUE.search(written):
             raise UnfitError("matches no request: no value of a header has control characters")
         begins = written[0] in " \t" and kind in ("exact", "prefix")

@@ -12,7 +12,7 @@ from signal import SIGTERM, Signals
 from typing import Literal
 
 from meshrun.proxy.intentions import Action, Intention
-from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol
+from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol, Requests
 
 __all__ = [
     "SERVICE_NAME",
@@ -86,7 +86,8 @@ class UpstreamReference:
     """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given.
 
     `max_connections` is how many connections to it an instance may have at the same time; one on
-    which nothing moves for `idle_timeout_s` is cut.
+    which nothing moves for `idle_timeout_s` is cut. `split` are the services that share the
+    requests, each with its weight; where it is empty `service` takes them all.
     """
 
     service: str
@@ -95,6 +96,13 @@ class UpstreamReference:
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None
+    requests: Requests = field(default_factory=Requests)
+    split: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The services that the calls go to."""
+        return tuple(service for service, _ in self.split) or (self.service,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

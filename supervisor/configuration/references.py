@@ -3,7 +3,7 @@
 Each check reports into the document, at the place of the value that a reader would change.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from meshrun.proxy.intentions import WILDCARD, Intention
@@ -13,10 +13,12 @@ from meshrun.supervisor.configuration.model import (
     Condition,
     Configuration,
     HttpProbe,
+    UpstreamReference,
 )
 from meshrun.supervisor.configuration.permissions import CONDITION_KEYS
 from meshrun.supervisor.configuration.tables import Document, Place, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
+from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, quoted
 from meshrun.supervisor.environment import effective, variable_name, variables
 from meshrun.supervisor.suggest import hint
@@ -45,7 +47,7 @@ def check(
         _check_environment(document, configuration, app)
         _check_variables(document, configuration, app, environ)
     for external in configuration.services.values():
-        path = ("services", external.name)
+        path = ("services", external.name, "max_connections")
         _check_limit(document, path, external.max_connections, external.workers)
     _check_circles(document, configuration)
     _check_ports(document, configuration)
@@ -80,15 +82,10 @@ def _check_upstreams(document: Document, configuration: Configuration, app: App)
     by_variable: dict[str, int] = {}
     for index, upstream in enumerate(app.upstreams):
         path = ("apps", app.name, "upstreams", index)
-        at_service = (*path, "service")
-        target = configuration.apps.get(upstream.service)
-        if upstream.service and upstream.service not in _services(configuration):
-            document.report_value(at_service, _unknown(upstream.service, configuration))
-        elif target is not None and target.port == 0:
-            document.report_value(
-                at_service,
-                f"{upstream.service} takes no calls: apps.{upstream.service}.port is 0",
-            )
+        if upstream.service and _takes_calls(
+            configuration, upstream.service, (*path, "service"), document.report_value
+        ):
+            _check_request_keys(document, configuration, upstream, path)
         if not upstream.name:
             continue
         name = variable_name(upstream.name)
@@ -100,6 +97,54 @@ def _check_upstreams(document: Document, configuration: Configuration, app: App)
                 f"the upstreams {quoted(other)} and {quoted(upstream.name)} of {app.name} both "
                 f'make UPSTREAM_{name}_ADDR: give one another name with "as"',
             )
+
+
+def _takes_calls(
+    configuration: Configuration,
+    service: str,
+    path: KeyPath,
+    report: Callable[[KeyPath, str], None],
+) -> bool:
+    """Tell whether a service that is named at `path` can be called, and report if not."""
+    app = configuration.apps.get(service)
+    if app is None and service not in configuration.services:
+        report(path, _unknown(service, configuration))
+        return False
+    if app is not None and app.port == 0:
+        report(path, f"{service} takes no calls: apps.{service}.port is 0")
+        return False
+    return True
+
+
+def _check_request_keys(
+    document: Document, configuration: Configuration, upstream: UpstreamReference, path: KeyPath
+) -> None:
+    """Report what is said of requests where there are none, and services that cannot share them."""
+    protocol = configuration.protocol(upstream.service)
+    if protocol == "tcp":
+        for key in REQUEST_KEYS:
+            if (*path, key) in document.positions:
+                document.report_key(
+                    (*path, key),
+                    f'{dotted((*path, key))} needs protocol = "http", "http2" or "grpc" in '
+                    f"{_section(configuration, upstream.service)}: tcp has no requests",
+                )
+        return
+    for service, _ in upstream.split:
+        at_service = (*path, "split", service)
+        if not _takes_calls(configuration, service, at_service, document.report_key):
+            continue
+        other = configuration.protocol(service)
+        if other != protocol:
+            document.report_key(
+                at_service,
+                f"{service} cannot share the requests to {upstream.service}, whose protocol is "
+                f'"{protocol}": {_section(configuration, service)}.protocol is "{other}"',
+            )
+
+
+def _section(configuration: Configuration, service: str) -> str:
+    return f"{'apps' if service in configuration.apps else 'services'}.{service}"
 
 
 def _check_depends_on(document: Document, configuration: Configuration, app: App) -> None:
@@ -133,19 +178,22 @@ def _check_probe(document: Document, app: App) -> None:
 
 def _check_limits(document: Document, app: App) -> None:
     path: KeyPath = ("apps", app.name)
-    _check_limit(document, path, app.max_connections, app.workers)
+    _check_limit(document, (*path, "max_connections"), app.max_connections, app.workers)
     for index, upstream in enumerate(app.upstreams):
-        at_upstream = (*path, "upstreams", index)
-        _check_limit(document, at_upstream, upstream.max_connections, app.workers)
+        for key, most in (
+            ("max_connections", upstream.max_connections),
+            ("max_requests", upstream.requests.most_in_flight),
+            ("max_pending", upstream.requests.most_pending),
+        ):
+            _check_limit(document, (*path, "upstreams", index, key), most, app.workers)
 
 
 def _check_limit(document: Document, path: KeyPath, most: int, workers: int) -> None:
     """Report a limit of which some worker would have no part, and so refuse everything."""
     if most < workers:
-        at_limit = (*path, "max_connections")
         document.report_value(
-            at_limit,
-            f"{dotted(at_limit)} must be at least {workers}, one for each worker, not {most}",
+            path,
+            f"{dotted(path)} must be at least {workers}, one for each worker, not {most}",
         )
 
 

@@ -23,11 +23,11 @@ from meshrun.supervisor.configuration.model import (
     RestartPolicy,
     Stop,
     TcpProbe,
-    UpstreamReference,
 )
 from meshrun.supervisor.configuration.permissions import ACTIONS, EFFECT_KEYS, read_effect
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
+from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS, read_upstreams
 from meshrun.supervisor.configuration.values import (
     HIGHEST_PORT,
     UnfitError,
@@ -36,8 +36,10 @@ from meshrun.supervisor.configuration.values import (
     choice,
     duration,
     environment_value,
+    idleness,
     integer,
     kind,
+    limit,
     port_range,
     quoted,
     request_path,
@@ -45,7 +47,7 @@ from meshrun.supervisor.configuration.values import (
     signal_named,
     split_command,
     text,
-    upstream_name,
+    wait,
 )
 
 __all__ = ["intention_id", "mesh_name", "read_app", "read_intentions", "read_mesh", "read_services"]
@@ -63,11 +65,11 @@ APP_KEYS = (
     *("upstreams", "depends_on", "ready", "restart", "stop", "connect_timeout"),
     *("max_connections", "idle_timeout"),
 )
-APP_KEYS_LATER = (
-    *("alive", "watch", "tty", "limits", "user", "hooks", "every", "split", "retries"),
-)
-UPSTREAM_KEYS = ("service", "as", "port", "connect_timeout", "max_connections", "idle_timeout")
-UPSTREAM_KEYS_LATER = ("split", "retries")
+APP_KEYS_LATER = (*("alive", "watch", "tty", "limits", "user", "hooks", "every"),)
+# Where the keys stand that an app is likely to be given by mistake.
+UPSTREAM_KEYS = {
+    key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
+}
 PROBE_KEYS = ("interval", "timeout", "failures", "deadline")
 PROBE_KINDS = ("http", "tcp")
 PROBE_KINDS_LATER = ("exec", "log", "notify")
@@ -77,15 +79,11 @@ INTENTION_KEYS = ("from", "to", *EFFECT_KEYS)
 
 MOST_INSTANCES = 100
 MOST_WORKERS = 64
-HIGHEST_LIMIT = 30_000
-"""About as many as a loopback address has ports to call one listener from."""
 
 _SHORTEST_LEAF_TTL = "10s"
 _LONGEST_LEAF_TTL = "8760h"
 """Consul's bound for `leaf_cert_ttl`: one year."""
 
-_SHORTEST_WAIT = "1ms"
-_SHORTEST_IDLENESS = "1s"
 _MOST_FAILURES = 1000
 
 
@@ -127,7 +125,7 @@ def read_app(
     table: Table, base: App | None, read_env_file: Callable[[Table], Mapping[str, str]]
 ) -> App:
     """Read one `[apps.NAME]`; `base` is the same app in the Procfile, if it is there."""
-    table.allow(APP_KEYS, APP_KEYS_LATER)
+    table.allow(APP_KEYS, APP_KEYS_LATER, UPSTREAM_KEYS)
     name = str(table.path[-1])
     app = base or App(name=name, command=())
     _check_name(table)
@@ -141,14 +139,12 @@ def read_app(
         protocol=table.read("protocol", choice(PROTOCOLS), app.protocol),
         instances=table.read("instances", integer(1, MOST_INSTANCES), app.instances),
         workers=_read_workers(table),
-        upstreams=_read_upstreams(table),
+        upstreams=read_upstreams(table),
         depends_on=_read_depends_on(table),
         ready=_read_probe(table),
         restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
         stop=_read_stop(table),
-        connect_timeout_s=table.read(
-            "connect_timeout", duration(_SHORTEST_WAIT), app.connect_timeout_s
-        ),
+        connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),
         max_connections=_read_max_connections(table),
         idle_timeout_s=_read_idle_timeout(table),
     )
@@ -159,11 +155,11 @@ def _read_workers(table: Table) -> int:
 
 
 def _read_max_connections(table: Table) -> int:
-    return table.read("max_connections", integer(1, HIGHEST_LIMIT), MOST_CONNECTIONS)
+    return table.read("max_connections", limit, MOST_CONNECTIONS)
 
 
 def _read_idle_timeout(table: Table) -> float | None:
-    return table.read("idle_timeout", duration(_SHORTEST_IDLENESS), None)
+    return table.read("idle_timeout", idleness, None)
 
 
 def _check_name(table: Table) -> None:
@@ -227,39 +223,6 @@ def _read_env(table: Table) -> dict[str, str]:
     return result
 
 
-def _read_upstreams(table: Table) -> tuple[UpstreamReference, ...]:
-    upstreams: list[UpstreamReference] = []
-    values = table.array("upstreams", '["backend"]')
-    for index, value in enumerate(values):
-        path = (*table.path, "upstreams", index)
-        upstreams.append(_read_upstream(table, value, path))
-    return tuple(upstreams)
-
-
-def _read_upstream(table: Table, value: object, path: KeyPath) -> UpstreamReference:
-    """Read one upstream; one that names no service has the service ``""``."""
-    if isinstance(value, str):
-        return UpstreamReference(service=value, name=value)
-    if not isinstance(value, dict):
-        table.document.report_value(
-            path,
-            f'{dotted(path)} must be a name or a table such as {{ service = "backend" }}, '
-            f"not {kind(value)}",
-        )
-        return UpstreamReference(service="", name="")
-    upstream = Table(table.document, path, value)
-    upstream.allow(UPSTREAM_KEYS, UPSTREAM_KEYS_LATER)
-    service = upstream.required("service", text, "")
-    return UpstreamReference(
-        service=service,
-        name=upstream.read("as", upstream_name, "" if "as" in upstream else service),
-        port=upstream.read("port", integer(1, HIGHEST_PORT), None),
-        connect_timeout_s=upstream.read("connect_timeout", duration(_SHORTEST_WAIT), 5.0),
-        max_connections=_read_max_connections(upstream),
-        idle_timeout_s=_read_idle_timeout(upstream),
-    )
-
-
 def _read_depends_on(table: Table) -> dict[str, Condition]:
     value = table.values.get("depends_on", [])
     if isinstance(value, list):
@@ -300,10 +263,10 @@ def _read_probe(table: Table) -> Probe | None:
         ready.document.report_value(
             (*ready.path, "tcp"), f"{dotted(ready.path)}.tcp = false probes nothing: leave it out"
         )
-    interval_s = ready.read("interval", duration(_SHORTEST_WAIT), TcpProbe().interval_s)
-    timeout_s = ready.read("timeout", duration(_SHORTEST_WAIT), TcpProbe().timeout_s)
+    interval_s = ready.read("interval", wait, TcpProbe().interval_s)
+    timeout_s = ready.read("timeout", wait, TcpProbe().timeout_s)
     failures = ready.read("failures", integer(1, _MOST_FAILURES), TcpProbe().failures)
-    deadline_s = ready.read("deadline", duration(_SHORTEST_WAIT), TcpProbe().deadline_s)
+    deadline_s = ready.read("deadline", wait, TcpProbe().deadline_s)
     tcp = TcpProbe(
         interval_s=interval_s, timeout_s=timeout_s, failures=failures, deadline_s=deadline_s
     )

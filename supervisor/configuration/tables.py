@@ -164,13 +164,24 @@ class Table:
                 found.append((path, string))
         return found
 
-    def allow(self, known: Collection[str], later: Collection[str] = ()) -> None:
-        """Report the keys that are not `known`, those that a later version brings as such."""
+    def allow(
+        self,
+        known: Collection[str],
+        later: Collection[str] = (),
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
+        """Report the keys that are not `known`.
+
+        Those that a `later` version brings are reported as such, and those that belong `elsewhere`
+        with what they are keys of.
+        """
         where = f"in {dotted(self.path)}" if self.path else "at the top"
         for key in self.values:
             path = (*self.path, key)
             if key in later:
                 self.document.report_key(path, f"{dotted(path)} is not supported yet")
+            elif elsewhere and key in elsewhere:
+                self.document.report_key(path, f"{dotted(path)} is a key of {elsewhere[key]}")
             elif key not in known:
                 self.document.report_key(
                     path, f"unknown key {quoted(key)} {where}{hint(key, [*known, *later])}"

@@ -19,17 +19,21 @@ from meshrun.supervisor.configuration.model import PortRange
 from meshrun.supervisor.suggest import hint
 
 __all__ = [
+    "HIGHEST_LIMIT",
     "HIGHEST_PORT",
     "Fit",
     "UnfitError",
     "address",
     "as_service_name",
     "boolean",
+    "bounded_text",
     "choice",
     "duration",
     "environment_value",
+    "idleness",
     "integer",
     "kind",
+    "limit",
     "port_range",
     "quoted",
     "request_path",
@@ -38,6 +42,7 @@ __all__ = [
     "split_command",
     "text",
     "upstream_name",
+    "wait",
 ]
 
 T = TypeVar("T")
@@ -45,6 +50,10 @@ Name = TypeVar("Name", bound=str)
 Fit = Callable[[object], T]
 
 HIGHEST_PORT = 65535
+LONGEST_TEXT = 1024
+HIGHEST_LIMIT = 30_000
+"""About as many as a loopback address has ports to call one listener from."""
+
 _LONGEST_DURATION_S = 10 * 365 * 86400.0
 _LONGEST_QUOTE = 60
 
@@ -90,6 +99,14 @@ def text(value: object) -> str:
     if "\0" in value:
         raise UnfitError("must not hold a NUL character")
     return value
+
+
+def bounded_text(value: object) -> str:
+    """Fit a string that every request may be compared with, or be given."""
+    written = text(value)
+    if len(written) > LONGEST_TEXT:
+        raise UnfitError(f"must have at most {LONGEST_TEXT} characters, not {len(written)}")
+    return written
 
 
 def boolean(value: object) -> bool:
@@ -166,6 +183,16 @@ def _is_plain_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and 0 <= value < 1_000_000
+
+
+limit: Fit[int] = integer(1, HIGHEST_LIMIT)
+"""Fits how many of something there may be at the same time."""
+
+wait: Fit[float] = duration("1ms")
+"""Fits how long to wait for something."""
+
+idleness: Fit[float] = duration("1s")
+"""Fits how long nothing may move."""
 
 
 def port_range(value: object) -> PortRange:

@@ -276,7 +276,12 @@ def test_a_rotation_is_done_when_every_worker_serves_its_new_leaf(tmp_path: Path
 
 
 def test_each_worker_is_told_its_part_of_a_limit(tmp_path: Path) -> None:
-    few = UpstreamReference(service="db", name="db", max_connections=7)
+    few = UpstreamReference(
+        service="db",
+        name="db",
+        max_connections=7,
+        requests=messages.Requests(most_in_flight=10, most_pending=4, retries=3),
+    )
     web = App(name="web", command=("true",), workers=3, max_connections=100, upstreams=(few,))
     site = Site(tmp_path, web, db=External(name="db", address="127.0.0.1:5432"))
 
@@ -284,6 +289,42 @@ def test_each_worker_is_told_its_part_of_a_limit(tmp_path: Path) -> None:
         told = [worker.snapshots[-1] for worker in site.workers]
         assert [s.inbound.max_connections for s in told if s.inbound] == [34, 33, 33]
         assert [s.upstreams[0].max_connections for s in told] == [3, 2, 2]
+        requests = [s.upstreams[0].requests for s in told]
+        assert [(r.most_in_flight, r.most_pending) for r in requests] == [(4, 2), (3, 1), (3, 1)]
+        assert {r.retries for r in requests} == {3}
+
+    play(site, scenario)
+
+
+def test_a_sidecar_is_told_the_instances_of_each_service_that_shares_its_requests(
+    tmp_path: Path,
+) -> None:
+    shared = UpstreamReference(service="api", name="api", split=(("api", 90), ("new", 10)))
+    site = Site(
+        tmp_path,
+        App(name="web", command=("true",), protocol="http", upstreams=(shared,)),
+        App(name="api", command=("true",), protocol="http2", instances=2),
+        App(name="new", command=("true",), protocol="http2"),
+    )
+
+    async def scenario() -> None:
+        site.control.set_ready({"web.1", "api.2", "new.1"})
+        (worker,) = site.workers
+        assert await worker.heard.until(
+            lambda: bool(worker.snapshots[-1].upstreams[0].endpoints), PATIENCE_S
+        )
+        told = worker.snapshots[-1]
+        assert told.inbound is not None
+        assert told.inbound.protocol == "http"
+        (upstream,) = told.upstreams
+        assert (upstream.service, upstream.protocol) == ("api", "http2")
+        found = [
+            (share.service, share.weight, [endpoint.instance for endpoint in share.endpoints])
+            for share in upstream.split
+        ]
+        assert found == [("api", 90, ["api.2"]), ("new", 10, ["new.1"])]
+        assert [share.identity.rpartition("/")[2] for share in upstream.split] == ["api", "new"]
+        assert upstream.endpoints == upstream.split[0].endpoints
 
     play(site, scenario)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshrun.proxy.balance import TCP_EJECTION, Balancer
-from meshrun.proxy.messages import Endpoint
+from meshrun.proxy.messages import Ejection, Endpoint
 
 FAILURES_TO_EJECT = TCP_EJECTION.failures
 LONGEST_EJECTION_S = TCP_EJECTION.longest_s
@@ -19,17 +19,17 @@ def endpoints(count: int) -> list[Endpoint]:
 
 
 def balancer(count: int) -> Balancer:
-    made = Balancer()
+    made = Balancer(TCP_EJECTION)
     made.update(endpoints(count))
     return made
 
 
 def eject(target: Balancer, endpoint: Endpoint, now: float) -> None:
-    assert [target.failed(endpoint, now) for _ in range(FAILURES_TO_EJECT)][-1]
+    assert [target.failed(endpoint, now) for _ in range(TCP_EJECTION.failures)][-1]
 
 
 def test_without_endpoints_there_is_none_to_pick() -> None:
-    assert Balancer().pick(0.0, Random(1)) is None
+    assert Balancer(TCP_EJECTION).pick(0.0, Random(1)) is None
 
 
 def test_the_one_with_fewer_in_flight_of_two_is_picked() -> None:
@@ -74,8 +74,8 @@ def test_failures_in_a_row_eject_until_a_time_that_grows() -> None:
     assert {target.pick(102.9, Random(seed)) for seed in range(20)} == {two}
     for _ in range(20):
         eject(target, one, now=200.0)
-    assert target.pick(200.0 + LONGEST_EJECTION_S, Random(1), {two}) == one
-    assert {target.pick(200.0 + LONGEST_EJECTION_S, Random(seed)) for seed in range(20)} == {
+    assert target.pick(200.0 + TCP_EJECTION.longest_s, Random(1), {two}) == one
+    assert {target.pick(200.0 + TCP_EJECTION.longest_s, Random(seed)) for seed in range(20)} == {
         one,
         two,
     }
@@ -84,8 +84,8 @@ def test_failures_in_a_row_eject_until_a_time_that_grows() -> None:
 def test_a_success_ends_the_row() -> None:
     one, _ = endpoints(2)
     target = balancer(2)
-    for _ in range(10 * FAILURES_TO_EJECT):
-        assert not [target.failed(one, 0.0) for _ in range(FAILURES_TO_EJECT - 1)][-1]
+    for _ in range(10 * TCP_EJECTION.failures):
+        assert not [target.failed(one, 0.0) for _ in range(TCP_EJECTION.failures - 1)][-1]
         target.succeeded(one)
 
 
@@ -96,6 +96,24 @@ def test_the_last_one_is_never_refused() -> None:
     assert target.pick(0.0, Random(1), {two}) == one
     eject(target, two, now=0.0)
     assert target.pick(0.0, Random(1)) is not None
+
+
+def test_the_rule_says_how_many_failures_eject_and_for_how_long() -> None:
+    one, two = endpoints(2)
+    target = Balancer(Ejection(failures=2, first_s=30.0, longest_s=45.0))
+    target.update([one, two])
+    for ejected_s in (30.0, 45.0, 45.0):
+        assert [target.failed(one, 0.0) for _ in range(2)] == [False, True]
+        assert {target.pick(ejected_s - 0.1, Random(seed)) for seed in range(20)} == {two}
+        assert {target.pick(ejected_s, Random(seed)) for seed in range(20)} == {one, two}
+
+
+def test_a_rule_of_no_failures_ejects_nobody() -> None:
+    one, two = endpoints(2)
+    target = Balancer(Ejection(failures=0))
+    target.update([one, two])
+    assert not any(target.failed(one, 0.0) for _ in range(1000))
+    assert {target.pick(0.0, Random(seed)) for seed in range(20)} == {one, two}
 
 
 def test_what_is_known_of_those_that_stay_is_kept() -> None:

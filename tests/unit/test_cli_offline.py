@@ -90,6 +90,24 @@ class TestCheck:
         assert calls["web", "db"]["declared"]
         assert not calls["cache", "db"]["declared"]
 
+    def test_shows_who_shares_the_requests_and_decides_about_each(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        http = 'protocol = "http"\n'
+        (folder / "mesh.toml").write_text(
+            '[apps.web]\ncommand = "web"\nport = 0\n'
+            'upstreams = [{ service = "db", split = { db = 90, db-v2 = 10 } }]\n'
+            f'[apps.db]\ncommand = "db"\n{http}[apps.db-v2]\ncommand = "db"\n{http}'
+            '[[intentions]]\nfrom = "web"\nto = "db"\n'
+        )
+        lines = out_of(capsys, "check").splitlines()
+        assert any("db (db 90, db-v2 10)" in line and "UPSTREAM_DB_ADDR" in line for line in lines)
+        calls = [line.split() for line in lines if "=> db" in line]
+        assert [call[2:4] for call in calls] == [["db", "allowed"], ["db-v2", "denied"]]
+        assert not any("not an upstream" in line for line in lines)
+        plan = json.loads(out_of(capsys, "check", "-json"))
+        assert plan["instances"][0]["upstreams"][0]["split"] == {"db": 90, "db-v2": 10}
+
     def test_counts_runtime_intentions(self, capsys: pytest.CaptureFixture[str]) -> None:
         out_of(capsys, "intentions", "create", "-deny", "-replace", "web", "db")
         assert "web => db (deny), runtime" in out_of(capsys, "check")

@@ -12,7 +12,7 @@ import pytest
 
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
-from meshrun.supervisor.configuration import meshfile, permissions, sections
+from meshrun.supervisor.configuration import meshfile, permissions, sections, upstreams
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
@@ -25,7 +25,8 @@ DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")
 TABLES = {
     "`[mesh]`": sections.MESH_KEYS,
     "`[apps.NAME]`": sections.APP_KEYS,
-    "upstreams": sections.UPSTREAM_KEYS,
+    "upstreams": tuple(key for key in upstreams.KEYS if key not in upstreams.REQUEST_KEYS),
+    "HTTP upstreams": upstreams.REQUEST_KEYS,
     "ready": (*sections.PROBE_KINDS, *sections.PROBE_KEYS),
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
@@ -36,7 +37,6 @@ TABLES = {
 LATER = {
     *meshfile.TOP_KEYS_LATER,
     *sections.APP_KEYS_LATER,
-    *sections.UPSTREAM_KEYS_LATER,
     *sections.PROBE_KINDS_LATER,
     *sections.SERVICE_KEYS_LATER,
 }

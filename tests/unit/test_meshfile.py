@@ -8,6 +8,7 @@ from signal import Signals
 import pytest
 
 from meshrun.proxy.intentions import HeaderMatch, Permission
+from meshrun.proxy.messages import Ejection, Requests
 from meshrun.supervisor.configuration import meshfile
 from meshrun.supervisor.configuration.meshfile import find, load, load_procfile
 from meshrun.supervisor.configuration.model import (
@@ -116,6 +117,49 @@ def test_everything_about_an_app_is_read() -> None:
     database = configuration.services["db"]
     assert database.address == "${DB:-127.0.0.1:5432}"
     assert (database.workers, database.max_connections) == (2, 100)
+
+
+def test_everything_about_the_requests_to_an_upstream_is_read() -> None:
+    configuration = loaded(
+        """
+        [[apps.web.upstreams]]
+        service = "reviews"
+        request_timeout = "2s"
+        retries = 3
+        max_requests = 10
+        max_pending = 20
+        ejection = { failures = 7, time = "10m" }
+        set_headers = { "X-Env" = "a, b\tc", "x-b" = "$HOME" }
+        remove_headers = ["X-Debug", "x-c"]
+        split = { reviews-v2 = 10, reviews = 90 }
+        [[apps.web.upstreams]]
+        service = "reviews-v2"
+        request_timeout = "0s"
+        ejection = { failures = 0 }
+        [apps.web]
+        command = "web"
+        [apps.reviews]
+        command = "reviews"
+        protocol = "grpc"
+        [services.reviews-v2]
+        address = "127.0.0.1:8080"
+        protocol = "grpc"
+        """
+    )
+    first, second = configuration.apps["web"].upstreams
+    assert first.requests == Requests(
+        timeout_s=2.0,
+        retries=3,
+        most_in_flight=10,
+        most_pending=20,
+        ejection=Ejection(failures=7, first_s=600.0, longest_s=600.0),
+        set_headers=(("X-Env", "a, b\tc"), ("x-b", "$HOME")),
+        remove_headers=("x-debug", "x-c"),
+    )
+    assert first.split == (("reviews-v2", 10), ("reviews", 90))
+    assert first.called == ("reviews-v2", "reviews")
+    assert second.requests == Requests(timeout_s=None, ejection=Ejection(failures=0))
+    assert second.called == ("reviews-v2",)
 
 
 def test_a_list_of_dependencies_means_ready() -> None:

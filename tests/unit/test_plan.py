@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meshrun.proxy.messages import Requests
 from meshrun.supervisor import plan
 from meshrun.supervisor.configuration.model import (
     App,
@@ -150,6 +151,33 @@ def test_names_chosen_bring_what_they_need_in_the_order_of_the_file() -> None:
     assert plan.select(config, Selection(names=("web",))) == ("db", "api", "web")
     assert plan.select(config, Selection(names=("web",), dependencies=False)) == ("web",)
     assert plan.select(config, Selection()) == ("db", "api", "other", "web")
+
+
+def test_a_name_chosen_brings_the_services_that_share_its_requests() -> None:
+    shared = replace(to("reviews"), split=(("reviews-v2", 1), ("reviews-v3", 1)))
+    names = ("reviews", "reviews-v2", "reviews-v3")
+    config = configuration(app("web", upstreams=(shared,)), *map(app, names))
+    # `reviews` only lends its name: no request goes there.
+    assert plan.select(config, Selection(names=("web",))) == ("web", *names[1:])
+
+
+def test_each_share_of_the_requests_has_its_identity_and_weight() -> None:
+    requests = Requests(retries=3)
+    shared = replace(to("api"), split=(("api", 90), ("new", 10)), requests=requests)
+    config = configuration(
+        app("web", upstreams=(shared, to("new"))),
+        app("api", protocol="http"),
+        new=External(name="new", address="h:1", protocol="http"),
+    )
+    split, plain = make(config).of("web")[0].upstreams
+    prefix = "spiffe://shop.mesh/ns/default/dc/local/svc"
+    assert [(s.service, str(s.identity), s.weight) for s in split.split] == [
+        ("api", f"{prefix}/api", 90),
+        ("new", f"{prefix}/new", 10),
+    ]
+    assert (split.service, split.protocol, split.requests) == ("api", "http", requests)
+    assert split.called == ("api", "new")
+    assert (plain.split, plain.called, plain.requests) == ((), ("new",), Requests())
 
 
 def test_a_circle_of_upstreams_can_be_chosen() -> None:

@@ -22,7 +22,8 @@ KEYS = st.sampled_from(
         *("command", "shell", "env", "port", "instances", "upstreams", "service", "as", "ready"),
         *("depends_on", "http", "tcp", "exec", "interval", "stop", "signal", "timeout", "restart"),
         *("address", "protocol", "from", "to", "action", "methods", "\u001b[2J", ""),
-        *("workers", "max_connections", "idle_timeout"),
+        *("workers", "max_connections", "idle_timeout", "request_timeout", "retries", "split"),
+        *("max_requests", "max_pending", "ejection", "failures", "set_headers", "remove_headers"),
         *("path_exact", "path_prefix", "path_regex", "headers", "permissions", "dry_run"),
         *("present", "exact", "regex", "invert", "ignore_case"),
     ]

@@ -1,0 +1,52 @@
+"""Headers as mesh.toml may name them: for rules to be about, and for an upstream to change."""
+
+import re
+
+from meshrun.proxy.http.head1 import CONNECTION_FIELDS
+from meshrun.supervisor.configuration.values import UnfitError, bounded_text, quoted
+
+__all__ = ["header_name", "header_value", "settable_header"]
+
+# Put in by the sidecar, in place of what a caller sends.
+_FROM_THE_SIDECAR = ("x-forwarded-client-cert", "x-mesh-client-id")
+
+# What a message is understood by; the sidecar keeps it as it is.
+_OF_THE_MESSAGE = ("expect", "host", "trailer")
+
+# RFC 9110 5.6.2 without the underscore, with which no request is taken.
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"[!-~](?:[\t -~]*[!-~])?")
+
+
+def header_name(value: object) -> str:
+    """Fit the name of a header that goes from app to app as it is."""
+    written = bounded_text(value)
+    name = written.lower()
+    if "_" in name:
+        right = quoted(name.replace("_", "-"))
+        raise UnfitError(
+            f"must have no underscore, with which a request is refused (did you mean {right}?)"
+        )
+    if not _FIELD_NAME.fullmatch(name):
+        raise UnfitError(f'must be the name of a header such as "x-role", not {quoted(written)}')
+    if name in CONNECTION_FIELDS:
+        raise UnfitError(f"must not be {quoted(written)}, which is about the connection only")
+    if name in _FROM_THE_SIDECAR:
+        raise UnfitError(f"must not be {quoted(written)}, which is set by the sidecar")
+    return written
+
+
+def settable_header(value: object) -> str:
+    """Fit the name of a header that a sidecar may set or remove."""
+    written = header_name(value)
+    if written.lower() in _OF_THE_MESSAGE:
+        raise UnfitError(f"must not be {quoted(written)}, by which a request is understood")
+    return written
+
+
+def header_value(value: object) -> str:
+    """Fit what a header is set to."""
+    written = bounded_text(value)
+    if not _FIELD_VALUE.fullmatch(written):
+        raise UnfitError("must be printable ASCII on one line, without blanks at its ends")
+    return written
