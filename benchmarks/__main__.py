@@ -11,10 +11,11 @@ from types import FrameType
 
 import click
 
-from benchmarks import document, machine, results, suites
+from benchmarks import document, machine, report, results, suites
 from benchmarks.programs import BenchmarkError
-from benchmarks.results import Run, Settings
-from benchmarks.suites import Suite
+from benchmarks.results import PRODUCT, Run, Settings, unique
+from benchmarks.suites import MODULES, Suite
+from meshrun.supervisor import suggest
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_SECONDS = 1.0
@@ -23,7 +24,12 @@ QUICK_SECONDS = 1.0
 def _names(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> frozenset[str] | None:
-    return None if value is None else frozenset(filter(None, map(str.strip, value.split(","))))
+    if value is None:
+        return None
+    names = frozenset(filter(None, map(str.strip, value.split(","))))
+    if not names:
+        raise click.BadParameter("it names nothing")
+    return names
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,7 +43,7 @@ def _names(
 )
 @click.option("--only", callback=_names, help="These workloads, by name, with commas.")
 @click.option("--contenders", callback=_names, help="These contenders, by name, with commas.")
-@click.option("--suite", "chosen", callback=_names, help="These suites: proxies, supervisors.")
+@click.option("--suite", "chosen", callback=_names, help=f"These suites: {', '.join(MODULES)}.")
 @click.option("--quick", is_flag=True, help="One round of one second: does it all work?")
 @click.option(
     "--output", default=RESULTS, type=click.Path(path_type=Path, file_okay=False), help="For JSON."
@@ -45,6 +51,7 @@ def _names(
 @click.option("--no-docs", is_flag=True, help="Leave docs/benchmarks.md as it is.")
 @click.option(
     "--report",
+    "from_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Measure nothing: write the tables and charts from this JSON.",
 )
@@ -57,21 +64,21 @@ def main(
     quick: bool,
     output: Path,
     no_docs: bool,
-    report: Path | None,
+    from_file: Path | None,
 ) -> None:
     """Compare meshrun with what people use today.
 
     A whole run rewrites its part of docs/benchmarks.md; --only, --contenders and --quick write JSON
-    and leave the document alone.
+    and leave the document alone. A suite that cannot be measured is named at the end.
     """
     found = suites.available()
-    if report is not None:
-        _document(results.decode(report.read_bytes()), found)
+    if from_file is not None:
+        _document(results.decode(from_file.read_bytes()), found)
         return
     signal.signal(signal.SIGTERM, _interrupt)
     _allow_many_descriptors()
-    asked = _asked(found, chosen, only)
-    for suite in asked:
+    failed: list[str] = []
+    for suite in select(found, chosen, only, contenders):
         notes: list[str] = []
         settings = Settings(
             rounds=1 if quick else rounds,
@@ -85,28 +92,40 @@ def main(
         try:
             run = _run(suite, settings, notes, output)
         except BenchmarkError as error:
-            raise click.ClickException(str(error)) from error
+            click.echo(f"{suite.name}: {error}", err=True)
+            failed.append(suite.name)
+            continue
+        if any(measurement.contender == PRODUCT for measurement in run.measurements):
+            click.echo(report.summary(run.measurements))
         if not (quick or only or contenders or no_docs):
             _document(run, found)
+    if failed:
+        raise click.ClickException(f"cannot measure {' and '.join(failed)}: see above")
 
 
-def _asked(
-    found: Mapping[str, Suite], chosen: frozenset[str] | None, only: frozenset[str] | None
+def select(
+    found: Mapping[str, Suite],
+    chosen: frozenset[str] | None,
+    only: frozenset[str] | None,
+    contenders: frozenset[str] | None,
 ) -> Sequence[Suite]:
+    """Return the suites that have something of what is asked for; None asks for everything.
+
+    Raises click.UsageError for a name that nothing of what is asked for has.
+    """
     _refuse_unknown("suite", chosen, found)
-    _refuse_unknown("workload", only, [w for suite in found.values() for w in suite.workloads])
-    return [
-        suite
-        for suite in found.values()
-        if (chosen is None or suite.name in chosen)
-        and (only is None or not only.isdisjoint(suite.workloads))
-    ]
+    suites = [suite for suite in found.values() if chosen is None or suite.name in chosen]
+    _refuse_unknown("workload", only, (name for suite in suites for name in suite.workloads))
+    suites = [suite for suite in suites if only is None or not only.isdisjoint(suite.workloads)]
+    _refuse_unknown("contender", contenders, (c for suite in suites for c in suite.contenders))
+    return [s for s in suites if contenders is None or not contenders.isdisjoint(s.contenders)]
 
 
 def _refuse_unknown(what: str, names: frozenset[str] | None, known: Iterable[str]) -> None:
-    unknown = sorted((names or frozenset()).difference(known))
-    if unknown:
-        raise click.UsageError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
+    there = unique(known)
+    for name in sorted((names or frozenset()).difference(there)):
+        hint = suggest.hint(name, there)
+        raise click.UsageError(f'no {what} "{name}"{hint}; there are {", ".join(there)}')
 
 
 def _document(run: Run, found: Mapping[str, Suite]) -> None:
@@ -122,7 +141,7 @@ def _run(suite: Suite, settings: Settings, notes: list[str], output: Path) -> Ru
     measurements = suite.run(settings)
     if not measurements:
         raise BenchmarkError(
-            f"nothing of {suite.name} was measured: {'; '.join(notes) or 'no such contender'}"
+            f"nothing was measured: {'; '.join(notes) or 'nothing that was asked for is here'}"
         )
     run = Run(
         suite=suite.name,

@@ -16,8 +16,9 @@ from benchmarks.certificates import SERVER_NAME, Authority
 from benchmarks.peers import Peer, Side
 from benchmarks.programs import BenchmarkError, free_ports
 from benchmarks.results import PRODUCT, REFERENCE
+from benchmarks.rule import Rule
 
-__all__ = ["CONTENDERS", "SCALED", "Contender", "Pair", "mesh_file"]
+__all__ = ["CONTENDERS", "SCALED", "Contender", "Pair", "judging", "mesh_file"]
 
 MESHRUN_TIMEOUT_S = 30.0
 
@@ -103,12 +104,14 @@ class PeerPair:
 class Meshrun:
     """The product, as `meshrun up` runs it: the backend is one of its services.
 
-    With several `workers` for each sidecar it is a contender of another name.
+    With several `workers` for each sidecar it is a contender of another name. With a `rule` the
+    service speaks that protocol, and the intention allows that method.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, rule: Rule | None = None) -> None:
         self.name = PRODUCT if workers == 1 else f"{PRODUCT}-{workers}"
         self._workers = workers
+        self._rule = rule
 
     def version(self) -> str | None:
         """Return its version and that of the interpreter."""
@@ -117,7 +120,7 @@ class Meshrun:
     @contextmanager
     def start(self, backend_port: int, folder: Path) -> Iterator[Pair]:
         """Run a mesh of a client and the backend, in `folder`."""
-        (folder / "mesh.toml").write_text(mesh_file(backend_port, self._workers))
+        (folder / "mesh.toml").write_text(mesh_file(backend_port, self._workers, self._rule))
         try:
             _meshrun(folder, "up", "--wait")
             instances = json.loads(_meshrun(folder, "ps", "--json"))
@@ -131,8 +134,10 @@ class Meshrun:
             _meshrun(folder, "down")
 
 
-def mesh_file(backend_port: int, workers: int = 1) -> str:
+def mesh_file(backend_port: int, workers: int = 1, rule: Rule | None = None) -> str:
     """Return the mesh.toml: a client that may call the backend, and does nothing itself."""
+    protocol = "tcp" if rule is None else rule.protocol
+    methods = "" if rule is None else f'methods = ["{rule.method}"]\n'
     return f"""\
 [mesh]
 name = "bench"
@@ -145,12 +150,13 @@ workers = {workers}
 
 [services.backend]
 address = "127.0.0.1:{backend_port}"
+protocol = "{protocol}"
 workers = {workers}
 
 [[intentions]]
 from = "client"
 to = "backend"
-"""
+{methods}"""
 
 
 def _meshrun(folder: Path, *args: str) -> str:
@@ -175,3 +181,13 @@ def _meshrun(folder: Path, *args: str) -> str:
 SCALED: tuple[Contender, ...] = (Meshrun(2), Meshrun(4))
 
 CONTENDERS: tuple[Contender, ...] = (Meshrun(), *map(PeerPair, peers.PEERS), Direct())
+
+
+def judging(rule: Rule) -> tuple[Contender, ...]:
+    """Return those that decide about each request by a rule, and the reference."""
+    return (
+        Meshrun(rule=rule),
+        PeerPair(peers.Envoy(rule)),
+        PeerPair(peers.HAProxy(rule)),
+        Direct(),
+    )

@@ -26,6 +26,8 @@ SHOWN_CHARACTERS = 2000
 # a port found free is not taken by a connection before its program binds it.
 PORTS = range(22000, 32000)
 LISTEN = "0A"
+# 127.0.0.1, and how a socket of IPv6 has it, which is what grpcio listens with.
+LOOPBACK = {"/proc/net/tcp": "0100007F", "/proc/net/tcp6": "0000000000000000FFFF00000100007F"}
 
 
 class BenchmarkError(Exception):
@@ -103,9 +105,12 @@ def _await_listening(program: Program, port: int) -> None:
 
 def _listens(port: int) -> bool:
     # Read, not dialled: a connection would make the proxies shake hands with nobody.
-    address = f"0100007F:{port:04X}"
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        return any(fields[1] == address and fields[3] == LISTEN for fields in map(str.split, table))
+    return any(
+        fields[1] == f"{address}:{port:04X}" and fields[3] == LISTEN
+        for path, address in LOOPBACK.items()
+        if Path(path).exists()  # not where IPv6 is off
+        for fields in map(str.split, Path(path).read_text("ascii").splitlines())
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from benchmarks.numbers import shown
 from benchmarks.results import PRODUCT, REFERENCE, Measurement, Run, compare, unique
 
-__all__ = ["MissingMarksError", "chart_name", "headline", "insert", "render"]
+__all__ = ["MissingMarksError", "chart_name", "headline", "insert", "render", "summary"]
 
 MIB = 1 << 20
 EMPTY = "-"
@@ -40,7 +40,7 @@ def render(run: Run, descriptions: Mapping[str, str], charts: str) -> str:
     `descriptions` has a paragraph a workload; `charts` is the folder of the charts, from the
     document.
     """
-    blocks = [_setting(run), _notes(run), "### Summary", SUMMARY, _summary(run.measurements)]
+    blocks = [_setting(run), _notes(run), "### Summary", SUMMARY, summary(run.measurements)]
     for workload in unique(m.workload for m in run.measurements):
         measurements = [m for m in run.measurements if m.workload == workload]
         blocks += [
@@ -84,7 +84,8 @@ SUMMARY = (
 )
 
 
-def _summary(measurements: Sequence[Measurement]) -> str:
+def summary(measurements: Sequence[Measurement]) -> str:
+    """Return a table of what counts most: the product's medians, and how it stands to each peer."""
     peers = _peers(measurements)
     rows = []
     for workload in unique(m.workload for m in measurements):

@@ -12,6 +12,7 @@ __all__ = [
     "PRODUCT",
     "REFERENCE",
     "Comparison",
+    "Figure",
     "Machine",
     "Measurement",
     "Run",
@@ -49,6 +50,16 @@ class Settings:
     def wants(self, contender: str) -> bool:
         """Tell whether a contender is to be measured."""
         return self.contenders is None or contender in self.contenders
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One value that a measurement gave."""
+
+    metric: str
+    unit: str
+    better: Better
+    value: float
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

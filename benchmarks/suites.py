@@ -11,6 +11,7 @@ __all__ = ["MODULES", "Suite", "available"]
 
 MODULES: Mapping[str, str] = {
     "proxies": "benchmarks.proxies",
+    "http": "benchmarks.http_proxies",
     "supervisors": "benchmarks.supervision",
 }
 
@@ -19,7 +20,7 @@ MODULES: Mapping[str, str] = {
 class Suite:
     """A suite: what measures, which versions it measured, and a paragraph on each workload.
 
-    `workloads` are those that can be asked for one by one, if any can.
+    `workloads` and `contenders` are the names by which each can be asked for alone.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Suite:
     versions: Callable[[], dict[str, str]]
     descriptions: Mapping[str, str]
     workloads: Sequence[str]
+    contenders: Sequence[str]
 
 
 def available() -> dict[str, Suite]:
@@ -36,11 +38,11 @@ def available() -> dict[str, Suite]:
 
 def _load(name: str, module_name: str) -> Suite:
     module = import_module(module_name)
-    # A suite has to have `run` alone.
     return Suite(
         name,
         module.run,
-        getattr(module, "versions", dict),
-        getattr(module, "DESCRIPTIONS", {}),
-        getattr(module, "WORKLOADS", ()),
+        module.versions,
+        module.DESCRIPTIONS,
+        module.WORKLOADS,
+        module.CONTENDERS,
     )

@@ -1,28 +1,19 @@
-"""The suite of the process manager: meshrun, supervisord and honcho with the same apps, in turns.
+"""The suite of the process manager: meshrun, supervisord and honcho with the same apps."""
 
-Alone: `python -m benchmarks.supervision --quick`.
-"""
-
-import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-
-import click
 
 from benchmarks import usage
+from benchmarks.collection import FAILURES, Collection, installed, rotated
 from benchmarks.managers import MANAGERS, Manager
 from benchmarks.managers.running import Running, start, voluntary_switches
-from benchmarks.numbers import shown
-from benchmarks.programs import BenchmarkError
-from benchmarks.results import Measurement, Settings, unique
-from benchmarks.workloads import Figure
+from benchmarks.results import Figure, Measurement, Settings
 
-__all__ = ["DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
+__all__ = ["CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
 
 SUITE = "supervisors"
 APPS = 20
@@ -39,10 +30,8 @@ RESTART_TIMEOUT_S = 10.0
 # starts more slowly.
 SETTLED_S = 2.0
 MIB = 1 << 20
-# Of idleness, where the suite runs alone.
-SECONDS = 5.0
-QUICK_SECONDS = 1.0
 
+CONTENDERS = tuple(manager.name for manager in MANAGERS)
 WORKLOADS = (UP, CRASH, STOP, WAKEUPS, MEMORY, *(f"grow-{number}" for number in GROWTH))
 
 DESCRIPTIONS = {
@@ -108,89 +97,43 @@ def versions() -> dict[str, str]:
 
 def run(settings: Settings) -> list[Measurement]:
     """Measure what is asked for; what is not installed or fails is noted and left out."""
-    return _Suite(settings).run()
+    managers = installed(MANAGERS, settings)
+    collection = Collection(SUITE, settings, WORKLOADS, CONTENDERS)
+    trials = [trial for trial in TRIALS if _is_wanted(trial, settings)]
+    for manager in managers if trials else ():
+        _warm_up(manager, settings)
+    for number in range(settings.rounds):
+        for trial in trials:
+            for manager in rotated(managers, number):
+                if manager.restarts or not trial.needs_restarts:
+                    _measure(trial, manager, number, settings, collection)
+    return collection.measurements()
 
 
-class _Suite:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._managers = self._present_managers()
-        # By workload and contender, then by metric.
-        self._values: dict[tuple[str, str], dict[str, list[Figure]]] = {}
-
-    def run(self) -> list[Measurement]:
-        trials = [trial for trial in TRIALS if self._is_wanted(trial)]
-        for manager in self._managers if trials else ():
-            self._warm_up(manager)
-        for number in range(self._settings.rounds):
-            for trial in trials:
-                for manager in rotated(self._managers, number):
-                    if manager.restarts or not trial.needs_restarts:
-                        self._measure(trial, manager, number)
-        return self._measurements()
-
-    def _is_wanted(self, trial: Trial) -> bool:
-        only = self._settings.only
-        asked = only is None or not only.isdisjoint(trial.workloads)
-        return asked and not (self._settings.quick and trial.apps > APPS)
-
-    def _present_managers(self) -> Sequence[Manager]:
-        settings = self._settings
-        wanted = [manager for manager in MANAGERS if settings.wants(manager.name)]
-        missing = [manager.name for manager in wanted if manager.version() is None]
-        for name in missing:
-            settings.say(f"{name} is not installed and left out; `make peers` installs it")
-            settings.note(f"{name} was not installed")
-        return [manager for manager in wanted if manager.name not in missing]
-
-    def _warm_up(self, manager: Manager) -> None:
-        """Have it compiled, and its files in memory: who comes first must not pay for that."""
-        try:
-            _fresh(WARM_UP, manager, self._settings)
-        except (BenchmarkError, OSError) as error:
-            self._settings.say(f"warm-up         {manager.name:<12}failed: {error}")
-
-    def _measure(self, trial: Trial, manager: Manager, number: int) -> None:
-        settings = self._settings
-        place = f"{number + 1}/{settings.rounds}  {manager.name:<12}"
-        try:
-            found = _fresh(trial, manager, settings)
-        # What dies under way is an OSError to whoever reads its memory: one failure must not lose
-        # what the others did.
-        except (BenchmarkError, OSError) as error:
-            what = ", ".join(trial.workloads)
-            settings.say(f"{what} {place}failed: {error}")
-            settings.note(f"{manager.name} failed in {what}, round {number + 1}: {error}")
-            return
-        for workload, figures in found.items():
-            if settings.only is None or workload in settings.only:
-                kept = self._values.setdefault((workload, manager.name), {})
-                for figure in figures:
-                    kept.setdefault(figure.metric, []).append(figure)
-                said = "   ".join(f"{f.metric} {shown(f.value)} {f.unit}" for f in figures)
-                settings.say(f"{workload:<16}{place}{said}")
-
-    def _measurements(self) -> list[Measurement]:
-        order = [(w, m.name) for w in WORKLOADS for m in MANAGERS]
-        return [
-            Measurement(
-                suite=SUITE,
-                workload=workload,
-                contender=contender,
-                metric=metric,
-                unit=figures[0].unit,
-                better=figures[0].better,
-                rounds=tuple(figure.value for figure in figures),
-            )
-            for workload, contender in order
-            for metric, figures in self._values.get((workload, contender), {}).items()
-        ]
+def _is_wanted(trial: Trial, settings: Settings) -> bool:
+    asked = settings.only is None or not settings.only.isdisjoint(trial.workloads)
+    return asked and not (settings.quick and trial.apps > APPS)
 
 
-def rotated(managers: Sequence[Manager], number: int) -> Sequence[Manager]:
-    """Return the order of a round, so that nobody is always the first or the last."""
-    shift = number % max(1, len(managers))
-    return [*managers[shift:], *managers[:shift]]
+def _warm_up(manager: Manager, settings: Settings) -> None:
+    """Have it compiled, and its files in memory: who comes first must not pay for that."""
+    try:
+        _fresh(WARM_UP, manager, settings)
+    except FAILURES as error:
+        settings.say(f"warm-up         {manager.name:<12}failed: {error}")
+
+
+def _measure(
+    trial: Trial, manager: Manager, number: int, settings: Settings, into: Collection
+) -> None:
+    try:
+        found = _fresh(trial, manager, settings)
+    except FAILURES as error:
+        into.fail(", ".join(trial.workloads), manager.name, number, error)
+        return
+    for workload, figures in found.items():
+        if settings.only is None or workload in settings.only:
+            into.add(workload, manager.name, number, figures)
 
 
 def _fresh(trial: Trial, manager: Manager, settings: Settings) -> Figures:
@@ -281,44 +224,3 @@ TRIALS = (
     Trial([CRASH], APPS, _crash, needs_restarts=True),
     *GROWING,
 )
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds.")
-@click.option("--quick", is_flag=True, help="One short round, at most 20 apps: does it all work?")
-@click.option("--only", multiple=True, type=click.Choice(WORKLOADS), help="This workload.")
-@click.option("--contenders", multiple=True, type=click.Choice([m.name for m in MANAGERS]))
-def main(rounds: int, quick: bool, only: tuple[str, ...], contenders: tuple[str, ...]) -> None:
-    """Compare the process managers alone and print medians; `python -m benchmarks` keeps them."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    settings = Settings(
-        rounds=1 if quick else rounds,
-        seconds=QUICK_SECONDS if quick else SECONDS,
-        quick=quick,
-        contenders=frozenset(contenders) or None,
-        say=lambda text: click.echo(text, err=True),
-        only=frozenset(only) or None,
-    )
-    for row in rows(run(settings)):
-        click.echo(row)
-
-
-def rows(measurements: Sequence[Measurement]) -> list[str]:
-    """Return a small table: a row for each metric of a workload, a column for each contender."""
-    contenders = unique(m.contender for m in measurements)
-    medians = {(m.workload, m.metric, m.unit, m.contender): m.median for m in measurements}
-    lines = [f"{'':<37}" + "".join(f"{name:>14}" for name in contenders)]
-    for workload, metric, unit in dict.fromkeys(key[:3] for key in medians):
-        cells = [medians.get((workload, metric, unit, name)) for name in contenders]
-        shown_cells = ("-" if cell is None else shown(cell) for cell in cells)
-        title = f"{workload:<16}{metric}, {unit}"
-        lines.append(f"{title:<37}" + "".join(f"{cell:>14}" for cell in shown_cells))
-    return lines
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    main()

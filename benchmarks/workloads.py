@@ -1,6 +1,7 @@
 """What is done to a pair of sidecars, and what is read off it."""
 
 import csv
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,17 +16,22 @@ import msgspec
 from benchmarks import usage
 from benchmarks.contenders import Pair
 from benchmarks.programs import BenchmarkError
-from benchmarks.results import Better
+from benchmarks.results import Figure
+from benchmarks.rule import Protocol
 
 __all__ = [
     "CALIBRATION",
+    "WARM_UP_S",
     "Bulk",
     "Connections",
-    "Figure",
+    "Cost",
     "Idle",
     "OpenLoop",
     "Requests",
     "Workload",
+    "check",
+    "load",
+    "python",
 ]
 
 HERE = Path(__file__).parent
@@ -39,24 +45,23 @@ IDLE_REQUEST = b"GET / HTTP/1.1\r\nHost: backend\r\n\r\n"
 IDLE_TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One value that a measurement gave."""
-
-    metric: str
-    unit: str
-    better: Better
-    value: float
-
-
 class Workload(ABC):
     """Loads a pair for `seconds` and returns figures, the one that counts most first.
 
-    `tool` is the program that it needs on the PATH, None where it brings its own.
+    `tool` is the program that it needs on the PATH, None where it brings its own. `protocol` is
+    what the backend shall speak.
     """
 
     name: str
     tool: str | None = None
+    protocol: Protocol = "http"
+
+    def lacking(self) -> str | None:
+        """Return what it needs and does not find."""
+        return self.tool if self.tool is not None and shutil.which(self.tool) is None else None
+
+    def inspect(self, pair: Pair) -> None:  # noqa: B027 - most expect nothing but a way through
+        """See that a pair does what it is measured for; raises BenchmarkError where it does not."""
 
     @abstractmethod
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
@@ -64,8 +69,8 @@ class Workload(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class _Cost:
-    """What a load cost the pair."""
+class Cost:
+    """What a load cost the pair: CPU time, and memory before it and in the midst of it."""
 
     idle_bytes: int
     loaded_bytes: int
@@ -82,7 +87,7 @@ class _Cost:
         ]
 
 
-def _load(command: Sequence[str | Path], pair: Pair, seconds: float) -> tuple[str, _Cost]:
+def load(command: Sequence[str | Path], pair: Pair, seconds: float) -> tuple[str, Cost]:
     """Run a load program to its end; return its output and what it cost the pair."""
     idle_bytes = usage.pss_bytes(pair.pids)
     cpu_before_s = usage.cpu_s(pair.pids)
@@ -107,7 +112,7 @@ def _load(command: Sequence[str | Path], pair: Pair, seconds: float) -> tuple[st
         # The last line of a traceback is its reason, and so is the last line of wrk and ab.
         reason = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         raise BenchmarkError(f"cannot load with {Path(command[0]).name}: {reason}")
-    return output, _Cost(idle_bytes, loaded_bytes, usage.cpu_s(pair.pids) - cpu_before_s)
+    return output, Cost(idle_bytes, loaded_bytes, usage.cpu_s(pair.pids) - cpu_before_s)
 
 
 def _memory_midway(process: subprocess.Popen[str], pair: Pair, seconds: float) -> int:
@@ -137,11 +142,11 @@ class Requests(Workload):
 
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
         """Load with wrk."""
-        _, warm_up = _load(self._command(pair, WARM_UP_S), pair, WARM_UP_S)
-        output, cost = _load(self._command(pair, seconds), pair, seconds)
+        _, warm_up = load(self._command(pair, WARM_UP_S), pair, WARM_UP_S)
+        output, cost = load(self._command(pair, seconds), pair, seconds)
         cost = replace(cost, idle_bytes=warm_up.idle_bytes)
         report = msgspec.json.decode(output.strip().splitlines()[-1], type=_WrkReport)
-        _check(report.failed, report.requests)
+        check(report.failed, report.requests)
         return [
             Figure(
                 "requests", "requests/s", "higher", report.requests / (report.duration_us / 1e6)
@@ -176,9 +181,9 @@ class Connections(Workload):
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
         """Load with ab."""
         table = folder / "ab.csv"
-        output, cost = _load(self._command(pair, seconds, table), pair, seconds)
+        output, cost = load(self._command(pair, seconds, table), pair, seconds)
         complete = int(_field(output, "Complete requests"))
-        _check(int(_field(output, "Failed requests")), complete)
+        check(int(_field(output, "Failed requests")), complete)
         took_s = float(_field(output, "Time taken for tests").split()[0])
         with table.open(encoding="ascii") as file:
             percentiles = {row[0]: float(row[1]) for row in list(csv.reader(file))[1:]}
@@ -206,7 +211,8 @@ def _field(output: str, name: str) -> str:
     raise BenchmarkError(f"cannot read what ab measured: it says nothing of {name!r}: {output}")
 
 
-def _check(failed: int, done: int) -> None:
+def check(failed: int, done: int) -> None:
+    """Raise BenchmarkError unless something was done and nothing failed."""
     if failed or not done:
         raise BenchmarkError(f"cannot count this: {failed} operations failed, {done} were done")
 
@@ -226,7 +232,7 @@ class Bulk(Workload):
 
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
         """Load with the sink."""
-        output, cost = _load(_script("sink.py", pair.port, self._streams, seconds), pair, seconds)
+        output, cost = load(python("sink.py", pair.port, self._streams, seconds), pair, seconds)
         report = msgspec.json.decode(output, type=_SinkReport)
         return [
             Figure("throughput", "MB/s", "higher", report.counted / report.seconds / 1e6),
@@ -252,8 +258,8 @@ class OpenLoop(Workload):
 
     def measure(self, pair: Pair, seconds: float, folder: Path) -> list[Figure]:
         """Load with the open loop."""
-        output, cost = _load(
-            _script("openloop.py", pair.port, self._rate, self._connections, seconds),
+        output, cost = load(
+            python("openloop.py", pair.port, self._rate, self._connections, seconds),
             pair,
             seconds,
         )
@@ -267,9 +273,12 @@ class OpenLoop(Workload):
         ]
 
 
-def _script(name: str, *args: float) -> Sequence[str | Path]:
-    # They need the standard library alone, so they start without looking for anything else.
-    return [sys.executable, "-I", "-S", HERE / name, *map(str, args)]
+def python(name: str, *args: float, site: bool = False) -> Sequence[str | Path]:
+    """Return the command that runs a program of this folder; `site` if it needs more than Python.
+
+    Without, it starts without looking for anything else.
+    """
+    return [sys.executable, "-I", *(() if site else ("-S",)), HERE / name, *map(str, args)]
 
 
 class Idle(Workload):

@@ -1,3 +1,14 @@
+-- What to send: with arguments, a method and the length of a body; else GET without.
+function init(args)
+  if #args == 2 then
+    wrk.method = args[1]
+    local length = tonumber(args[2])
+    if length > 0 then
+      wrk.body = string.rep("x", length)
+    end
+  end
+end
+
 -- Writes what wrk measured as one line of JSON; latencies in microseconds.
 function done(summary, latency, requests)
   local errors = summary.errors

@@ -15,7 +15,7 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
   connection parked.
 - `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`); then for each
   stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked
-  (`intentions`), and only then the app dialled (`dial`, `callee`).
+  (`intentions`, over `permissions` and `regex`), and only then the app dialled (`dial`, `callee`).
 - `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
   moves those of the peer through TLS. Between them `tunnel` carries one stream after another over
   one connection, in the frames of `framing` (docs/tunnel.md), and `direct` just one.
@@ -27,6 +27,7 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
 Calls go from the top of this list to the bottom; what happens comes back through callables that
 were handed down. A sidecar speaks to its channel, its app and its peers, and to nothing else.
 
-`meshrun.supervisor` shares `messages`, `channel`, `intentions`, `spiffe`, `svid`, `leaf`, `tasks`
-and `errors`; nothing here imports it. Clock and randomness are arguments wherever they decide.
+`meshrun.supervisor` shares `messages`, `channel`, `intentions` and what they use, `spiffe`, `svid`,
+`leaf`, `tasks`, `errors`, and of `http` what is pure; nothing here imports it. Clock and randomness
+are arguments wherever they decide.
 """

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from random import Random
 
 from meshrun.proxy.backoff import delay_s
-from meshrun.proxy.messages import Endpoint
+from meshrun.proxy.messages import Ejection, Endpoint
 
-__all__ = ["Balancer"]
+__all__ = ["TCP_EJECTION", "Balancer"]
 
 # Envoy's outlier detection: five failures in a row. Its 30 s would be long on one machine, where
 # what failed is back in a second.
-FAILURES_TO_EJECT = 5
-FIRST_EJECTION_S = 1.0
-LONGEST_EJECTION_S = 30.0
+TCP_EJECTION = Ejection(failures=5, first_s=1.0, longest_s=30.0)
 
 
 @dataclass(slots=True)
@@ -33,7 +31,8 @@ class _Record:
 class Balancer:
     """The endpoints of one service, with what was seen of each. Times are a monotonic clock's."""
 
-    def __init__(self) -> None:
+    def __init__(self, ejection: Ejection = TCP_EJECTION) -> None:
+        self.ejection = ejection
         self._records: dict[Endpoint, _Record] = {}
 
     def update(self, endpoints: Iterable[Endpoint]) -> None:
@@ -81,8 +80,9 @@ class Balancer:
         if record is None:
             return False
         record.failures += 1
-        if record.failures % FAILURES_TO_EJECT:
+        ejection = self.ejection
+        if not ejection.failures or record.failures % ejection.failures:
             return False
         record.ejections += 1
-        record.ejected_until = now + delay_s(record.ejections, FIRST_EJECTION_S, LONGEST_EJECTION_S)
+        record.ejected_until = now + delay_s(record.ejections, ejection.first_s, ejection.longest_s)
         return True

@@ -5,29 +5,29 @@ so does a reset.
 """
 
 from meshrun.proxy.pump import Pump
-from meshrun.proxy.splice import DATA_AT, Splice, outward
+from meshrun.proxy.splice import DATA_AT, Rider, outward
 
 __all__ = ["Direct"]
 
 
 class Direct:
-    """Joins `splice` to the peer of `pump`, and is the owner of both from `start` on."""
+    """Joins `rider` to the peer of `pump`, and is the owner of both from `start` on."""
 
-    __slots__ = ("_ended", "_pump", "_splice")
+    __slots__ = ("_ended", "_pump", "_rider")
 
-    def __init__(self, pump: Pump, splice: Splice) -> None:
+    def __init__(self, pump: Pump, rider: Rider) -> None:
         self._pump = pump
-        self._splice: Splice | None = splice
+        self._rider: Rider | None = rider
         self._ended = False  # by the peer
 
     def start(self) -> None:
         """Begin to move bytes, first those that the handshake read too far."""
-        splice = self._splice
-        assert splice is not None
-        splice.start(self)
+        rider = self._rider
+        assert rider is not None
+        rider.start(self)
         self._pump.start(self)
 
-    # The splice's carrier.
+    # The rider's carrier.
 
     def send(self, count: int, *, last: bool) -> bool:
         """Seal what the app sent."""
@@ -45,12 +45,12 @@ class Direct:
 
     def finish(self) -> None:
         """Both sides have said close_notify."""
-        self._splice = None
+        self._rider = None
         self._pump.close()
 
     def abort(self) -> None:
         """Reset the peer's connection."""
-        self._splice = None
+        self._rider = None
         self._pump.reset()
 
     def fail(self, error: OSError) -> None:
@@ -61,25 +61,25 @@ class Direct:
 
     def received(self, data: memoryview, *, ended: bool) -> None:
         """Deliver what the peer sent."""
-        splice = self._splice
-        if splice is None:
+        rider = self._rider
+        if rider is None:
             return
         if data:
-            splice.deliver(data)
-        # The delivery may have ended the splice.
-        if ended and self._splice is not None:
+            rider.deliver(data)
+        # The delivery may have ended the rider.
+        if ended and self._rider is not None:
             self._ended = True
             self._pump.listen(False)
-            splice.end()
+            rider.end()
 
     def drained(self) -> None:
         """Let the app send again."""
-        if self._splice is not None:
-            self._splice.drained()
+        if self._rider is not None:
+            self._rider.drained()
 
     def broken(self, error: OSError) -> None:
         """Reset both."""
-        splice, self._splice = self._splice, None
+        rider, self._rider = self._rider, None
         self._pump.reset()
-        if splice is not None:
-            splice.broken(str(error))
+        if rider is not None:
+            rider.broken(str(error))

@@ -1,36 +1,62 @@
 """Who may call the app, and who is calling it: every caller passes here, and stays known."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from meshrun.proxy.caller import Caller
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.idleness import Cuttable, IdleWatch
-from meshrun.proxy.intentions import Decision, decide
-from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
+from meshrun.proxy.intentions import Asked, Decision, Rules
+from meshrun.proxy.ledger import Ledger
+from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Record, Snapshot
 from meshrun.proxy.reports import Report
 
-__all__ = ["Call", "Gate"]
+__all__ = ["GONE", "Call", "Gate", "Live"]
+
+# Why a call failed that nobody waited for.
+GONE = "the caller left before the app was reached"
+
+# How much of a path is shown with a denial.
+SHOWN_PATH = 256
+
+
+class Live(Cuttable, Protocol):
+    """A connection to the app."""
+
+    def traffic(self) -> tuple[int, int]:
+        """Return how many bytes the app was sent and sent itself, also when it is over."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A caller that was let in; `cut` ends its connection whatever state it is in.
+    """What was let in: a connection, or with `request` a request of one that was admitted.
 
-    `live` is its connection to the app, once there is one.
+    `cut` ends it whatever state it is in. `live` is a connection's counterpart at the app, once
+    there is one. `began` is a time of the monotonic clock. `dry_run` says that a rule on trial
+    would have denied it.
     """
 
-    source: str
+    caller: Caller
     cut: Callable[[str], object]
-    live: Cuttable | None = None
+    request: Asked | None = None
+    dry_run: bool = False
+    began: float = 0.0
+    live: Live | None = None
 
 
 class Gate:
     """Lets callers in as long as `apply` said that they may call."""
 
-    def __init__(self, report: Callable[[Report], None]) -> None:
+    def __init__(self, report: Callable[[Report], None], ledger: Ledger) -> None:
         self._report = report
+        self._ledger = ledger
         self._snapshot: Snapshot | None = None
-        self._calls: set[Call] = set()
+        self._rules: Rules | None = None
+        self._connections: set[Call] = set()
+        self._requests: set[Call] = set()
+        self._admitted: set[Call] = set()
         self._idle = IdleWatch(self._live, self._idle_cut)
 
     @property
@@ -49,60 +75,137 @@ class Gate:
     def apply(self, snapshot: Snapshot) -> None:
         """Obey `snapshot`: on return no call is left that it forbids."""
         self._snapshot = snapshot
-        self._idle.set(None if snapshot.inbound is None else snapshot.inbound.idle_timeout_s)
-        for call in list(self._calls):
-            decision = self._decide(call.source)
+        inbound = snapshot.inbound
+        self._idle.set(None if inbound is None else inbound.idle_timeout_s)
+        protocol = "tcp" if inbound is None else inbound.protocol
+        self._rules = Rules(
+            snapshot.intentions, snapshot.service, snapshot.default_action, protocol
+        )
+        for call in [*self._connections, *self._requests]:
+            decision = self._rules.decide(call.caller.service, call.request)
             if not decision.allowed:
-                self._report(_denied(call.source, decision, live=call.live is not None))
-                self.leave(call)
+                live = call.live is not None or call.request is not None
+                self._say_denied(call.caller, call.request, decision, live=live)
+                self._ledger.judged(call.caller.service, allowed=False)
+                self.leave(call, denied=True)
                 call.cut(decision.reason)
 
-    def enter(self, source: str, cut: Callable[[str], object]) -> Call | Refusal:
-        """Let a caller in, or return and report why not."""
-        decision = self._decide(source)
+    def enter(self, caller: Caller, cut: Callable[[str], object]) -> Call | Refusal:
+        """Let a connection in, or return and report why not."""
+        decision = self._decide(caller, None)
+        call = Call(caller, cut, dry_run=decision.dry_run, began=time.monotonic())
         if not decision.allowed:
-            self._report(_denied(source, decision, live=False))
+            self._record(call, denied=True)
             return Refusal.DENIED
-        most = self.app.max_connections
-        if len(self._calls) >= most:
-            reason = f"{most} connections are open, and no more are allowed (max_connections)"
-            self._report(ConnectionFailed(upstream=None, reason=reason))
+        if self._full():
+            self._record(call, failure=self._complain_of_room())
             return Refusal.BUSY
-        call = Call(source, cut)
-        self._calls.add(call)
+        self._connections.add(call)
         return call
 
-    def connected(self, call: Call, live: Cuttable) -> None:
+    def admit(self, caller: Caller, cut: Callable[[str], object]) -> Call | Refusal:
+        """Let a connection in whose requests are judged one by one, if there is room for it."""
+        if self._full():
+            self._complain_of_room()
+            return Refusal.BUSY
+        call = Call(caller, cut)
+        self._admitted.add(call)
+        return call
+
+    def judge(self, caller: Caller, request: Asked, cut: Callable[[str], object]) -> Call | None:
+        """Let a request in, or report that it may not be made."""
+        decision = self._decide(caller, request)
+        if not decision.allowed:
+            return None
+        call = Call(caller, cut, request, decision.dry_run)
+        self._requests.add(call)
+        return call
+
+    def connected(self, call: Call, live: Live) -> None:
         """The app has been reached for `call`: from now on to cut it is to reset `live`."""
         call.cut, call.live = live.reset, live
+        self._ledger.connected(call.caller.service)
         self._idle.connected()
 
-    def leave(self, call: Call) -> None:
-        """Forget a caller, whose connection is over."""
-        self._calls.discard(call)
+    def leave(self, call: Call, failure: str | None = None, *, denied: bool = False) -> None:
+        """Forget what is over: in order, or with a `failure`."""
+        self._requests.discard(call)
+        self._admitted.discard(call)
+        if call not in self._connections:
+            return
+        self._connections.discard(call)
+        if call.live is not None:
+            self._ledger.disconnected(call.caller.service, *call.live.traffic())
+        self._record(call, failure or "", denied=denied)
+
+    def traffic(self) -> Iterator[tuple[str, int, int]]:
+        """Yield source, received and sent bytes of each open connection."""
+        for call in self._connections:
+            if call.live is not None:
+                yield call.caller.service, *call.live.traffic()
 
     def close(self) -> None:
         """Cut every call."""
         self._idle.close()
-        for call in list(self._calls):
+        for call in [*self._connections, *self._admitted]:
             call.cut("the sidecar stops")
 
+    def _full(self) -> bool:
+        return len(self._connections) + len(self._admitted) >= self.app.max_connections
+
+    def _complain_of_room(self) -> str:
+        most = self.app.max_connections
+        reason = f"{most} connections are open, and no more are allowed (max_connections)"
+        self._report(ConnectionFailed(upstream=None, reason=reason))
+        return reason
+
+    def _record(self, call: Call, failure: str = "", *, denied: bool = False) -> None:
+        if not self._ledger.recording:
+            return
+        received_bytes, sent_bytes = (0, 0) if call.live is None else call.live.traffic()
+        duration_s = time.monotonic() - call.began
+        self._ledger.record(
+            Record(
+                at=time.time() - duration_s,
+                kind="connection",
+                source=call.caller.service,
+                identity=call.caller.identity,
+                destination=self.snapshot.service,
+                duration_s=duration_s,
+                protocol="tcp",
+                received_bytes=received_bytes,
+                sent_bytes=sent_bytes,
+                denied=denied,
+                dry_run=call.dry_run,
+                failure=failure,
+            )
+        )
+
     def _live(self) -> list[Cuttable]:
-        return [call.live for call in self._calls if call.live is not None]
+        return [call.live for call in self._connections if call.live is not None]
 
     def _idle_cut(self, reason: str) -> None:
         self._report(ConnectionFailed(upstream=None, reason=reason))
 
-    def _decide(self, source: str) -> Decision:
-        snapshot = self.snapshot
-        return decide(snapshot.intentions, source, snapshot.service, snapshot.default_action)
+    def _decide(self, caller: Caller, request: Asked | None) -> Decision:
+        assert self._rules is not None, "a caller came before there was a snapshot"
+        decision = self._rules.decide(caller.service, request)
+        self._ledger.judged(caller.service, allowed=decision.allowed, dry_run=decision.dry_run)
+        if not decision.allowed or decision.dry_run:
+            self._say_denied(caller, request, decision, live=False)
+        return decision
 
-
-def _denied(source: str, decision: Decision, *, live: bool) -> Denied:
-    return Denied(
-        kind="intention",
-        source=source,
-        reason=decision.reason,
-        by_default=decision.intention is None,
-        live=live,
-    )
+    def _say_denied(
+        self, caller: Caller, request: Asked | None, decision: Decision, *, live: bool
+    ) -> None:
+        self._report(
+            Denied(
+                kind="intention",
+                source=caller.service,
+                reason=decision.reason,
+                by_default=decision.intention is None,
+                live=live,
+                dry_run=decision.dry_run,
+                request="" if request is None else f"{request.method} {request.path[:SHOWN_PATH]}",
+            )
+        )

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy import callee, dial, sockets, tasks
+from meshrun.proxy.caller import Caller
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.gate import GONE, Call, Gate
+from meshrun.proxy.http.inbound import HttpInbound
+from meshrun.proxy.http.link import StreamLink
 from meshrun.proxy.identity import Credentials, Identity
 from meshrun.proxy.messages import ConnectionFailed
 from meshrun.proxy.poller import Poller
@@ -47,11 +50,13 @@ class InboundTunnels:
         poller: Poller,
         identity: Identity,
         gate: Gate,
+        http: HttpInbound,
         report: Callable[[Report], None],
     ) -> None:
         self._poller = poller
         self._identity = identity
         self._gate = gate
+        self._http = http
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._tunnels: set[InboundTunnel] = set()
@@ -60,9 +65,9 @@ class InboundTunnels:
         self._idle: dict[InboundTunnel, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, pump: Pump, source: str, credentials: Credentials, not_after: float) -> None:
-        """Take streams from `source` over `pump`, until `not_after` (wall clock)."""
-        tunnel = InboundTunnel(pump, self, source, credentials, not_after)
+    def add(self, pump: Pump, caller: Caller, credentials: Credentials, not_after: float) -> None:
+        """Take streams from `caller` over `pump`, until `not_after` (wall clock)."""
+        tunnel = InboundTunnel(pump, self, caller, credentials, not_after)
         self._tunnels.add(tunnel)
         self.tunnel_idle(tunnel)
         if not tunnel.closed:
@@ -93,7 +98,10 @@ class InboundTunnels:
         if not self._lasts(tunnel):
             tunnel.refuse(Refusal.LEAVING, TEXTS[Refusal.LEAVING])
             return
-        call = self._gate.enter(tunnel.source, lambda _: self._refuse(tunnel, Refusal.DENIED))
+        if self._gate.app.protocol != "tcp":
+            self._serve_requests(tunnel)
+            return
+        call = self._gate.enter(tunnel.caller, lambda _: self._refuse(tunnel, Refusal.DENIED))
         if isinstance(call, Refusal):
             tunnel.refuse(call, TEXTS[call])
             return
@@ -112,7 +120,7 @@ class InboundTunnels:
         """Reach the app no longer for a stream that nobody wants any more."""
         opening = self._openings.pop(tunnel, None)
         if opening is not None:
-            self._gate.leave(opening.call)
+            self._gate.leave(opening.call, GONE)
             if opening.task is not None:
                 opening.task.cancel()
 
@@ -135,6 +143,18 @@ class InboundTunnels:
     def _lasts(self, tunnel: InboundTunnel) -> bool:
         return self._identity.serves(tunnel.credentials, tunnel.not_after)
 
+    def _serve_requests(self, tunnel: InboundTunnel) -> None:
+        # Who calls is judged with each request, and the app dialled for the first that is let in.
+        call = self._gate.admit(tunnel.caller, tunnel.cut)
+        if isinstance(call, Refusal):
+            tunnel.refuse(call, TEXTS[call])
+            return
+        link = StreamLink(early=False)
+        self._http.serve(link, tunnel.caller, call)
+        rider = link.rider()
+        tunnel.accept(rider)
+        rider.look()  # a server of HTTP/2 speaks first
+
     def _wait_for_app(self, tunnel: InboundTunnel, failed: OSError | None) -> None:
         opening = self._openings[tunnel]
 
@@ -144,6 +164,7 @@ class InboundTunnels:
             except OSError as error:
                 reason = error.strerror or str(error)
                 self._report(ConnectionFailed(upstream=None, reason=reason))
+                self._gate.leave(opening.call, reason)
                 opening.task = None  # it ends here by itself
                 self._refuse(tunnel, Refusal.UNREACHABLE)
             else:
@@ -154,7 +175,9 @@ class InboundTunnels:
     def _accept(self, tunnel: InboundTunnel, app: socket.socket) -> None:
         call = self._openings.pop(tunnel).call
         sockets.guard(app)
-        splice = Splice(self._poller, app, lambda _: self._gate.leave(call))
+        splice = Splice(
+            self._poller, app, lambda failure: self._gate.leave(call, failure), counted=True
+        )
         self._gate.connected(call, splice)
         tunnel.accept(splice)
 

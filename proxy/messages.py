@@ -12,15 +12,18 @@ from typing import Literal
 
 import msgspec
 
-from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.intentions import Action, Intention, Protocol
 
 __all__ = [
+    "LATENCY_BOUNDS_S",
     "MOST_CONNECTIONS",
     "ConnectionFailed",
+    "Connections",
     "Denied",
     "Ejection",
     "Endpoint",
     "Enforced",
+    "Exchanges",
     "FromSidecar",
     "Inbound",
     "LeafIssued",
@@ -28,17 +31,26 @@ __all__ = [
     "LeafRequested",
     "Logged",
     "Protocol",
+    "Record",
+    "Recorded",
     "Renew",
+    "Reporter",
     "Requests",
     "Serving",
     "Share",
     "Snapshot",
+    "Stats",
+    "StatsRequested",
     "ToSidecar",
     "Upstream",
+    "Verdicts",
 ]
 
-Protocol = Literal["tcp", "http", "http2", "grpc"]
+# Which sidecar saw it: the caller's or that of the called (Istio's term).
+Reporter = Literal["source", "destination"]
 
+# Upper bounds of the buckets of a latency histogram, each included; one more bucket has the rest.
+LATENCY_BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # Each takes two descriptors, of which a sidecar has 65,536 where the system allows it.
 MOST_CONNECTIONS = 10_000
@@ -231,5 +243,106 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, tag="logged"):
     message: str
 
 
-ToSidecar = Snapshot | LeafIssued | LeafRefused | Renew
-FromSidecar = LeafRequested | Serving | Enforced | Denied | ConnectionFailed | Logged
+class StatsRequested(msgspec.Struct, frozen=True, kw_only=True, tag="stats-requested"):
+    """The sidecar shall answer with its `Stats` of this number."""
+
+    number: int
+
+
+class Exchanges(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests from `source` to `destination` whose status began with `status_class`.
+
+    That is 0 where the caller was gone before there was a status. `buckets` are one for each of
+    `LATENCY_BOUNDS_S` and one beyond, not cumulative; `duration_s` is the sum of all. Received is
+    what the caller sent, sent is what it got.
+    """
+
+    source: str
+    destination: str
+    reporter: Reporter
+    status_class: int
+    buckets: tuple[int, ...]
+    duration_s: float
+    received_bytes: int
+    sent_bytes: int
+
+
+class Connections(msgspec.Struct, frozen=True, kw_only=True):
+    """The tcp connections from `source` to the app, with what the open ones have carried so far."""
+
+    source: str
+    opened: int
+    open: int
+    received_bytes: int
+    sent_bytes: int
+
+
+class Verdicts(msgspec.Struct, frozen=True, kw_only=True):
+    """How it was decided about calls from `source`.
+
+    `dry_run_denied` are those that a rule on trial would have denied, whatever came of them.
+    """
+
+    source: str
+    allowed: int
+    denied: int
+    dry_run_denied: int
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
+    """The answer to the `StatsRequested` of this number: what a worker counted since its start.
+
+    `lost_records` are those that were dropped because the control plane did not take them in time.
+    """
+
+    number: int
+    exchanges: tuple[Exchanges, ...] = ()
+    connections: tuple[Connections, ...] = ()
+    verdicts: tuple[Verdicts, ...] = ()
+    lost_records: int = 0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One request or tcp connection that is over; `at` is when it began, in wall-clock seconds.
+
+    `identity` is the SPIFFE ID that the caller proved, `status` 0 where there was none. `path` is
+    without its query: queries hold secrets. `denied` says that it was refused, or cut, by an
+    intention, `dry_run` that a rule on trial would have; `failure` is why it was not answered by
+    the app, or not to its end, in the sidecar's own words.
+    """
+
+    at: float
+    kind: Literal["request", "connection"]
+    source: str
+    identity: str
+    destination: str
+    duration_s: float
+    reporter: Reporter = "destination"
+    method: str = ""
+    path: str = ""
+    protocol: str = ""
+    status: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    request_id: str = ""
+    authority: str = ""
+    user_agent: str = ""
+    denied: bool = False
+    dry_run: bool = False
+    failure: str = ""
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag="recorded"):
+    """What went over a worker, while its snapshot asks for that.
+
+    `lost` are more since the last such message, dropped because the channel was full.
+    """
+
+    records: tuple[Record, ...]
+    lost: int = 0
+
+
+ToSidecar = Snapshot | LeafIssued | LeafRefused | Renew | StatsRequested
+FromSidecar = (
+    LeafRequested | Serving | Enforced | Denied | ConnectionFailed | Logged | Stats | Recorded
+)

@@ -1,75 +1,91 @@
-"""The idle tunnels of one upstream, by endpoint: taken by the next connection of the app."""
+"""What is idle and goes to the endpoints of one service: taken by the next that goes there."""
 
 import asyncio
+from collections.abc import Collection
+from typing import Generic, Protocol, TypeVar
 
 from meshrun.proxy.messages import Endpoint
-from meshrun.proxy.tunnel import OutboundTunnel
 
 __all__ = ["Pool"]
 
-# How long a tunnel waits for its next stream: some 60 KiB on each side. ztunnel waits 5 minutes.
+# How long one waits for its next use; a tunnel has some 60 KiB on each side. ztunnel: 5 minutes.
 IDLE_S = 60.0
 
 # After a burst of connections; the busiest endpoint has as many as the app had at the same time.
 MOST_IDLE = 64
 
 
-class Pool:
-    """Keeps tunnels whose last stream is over, the newest in front."""
+class Pooled(Protocol):
+    """A way to `endpoint`."""
 
-    def __init__(self) -> None:
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it goes."""
+
+    def close(self) -> None:
+        """Close it, while it is idle; it is forgotten then."""
+
+
+T = TypeVar("T", bound=Pooled)
+
+
+class Pool(Generic[T]):
+    """Keeps what is idle, the newest in front, and of one endpoint no more than `most_idle`."""
+
+    def __init__(self, most_idle: int = MOST_IDLE) -> None:
+        self._most_idle = most_idle
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[Endpoint, dict[OutboundTunnel, float]] = {}
+        self._idle: dict[Endpoint, dict[T, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def count(self, endpoint: Endpoint) -> int:
-        """Return how many tunnels to `endpoint` are idle."""
+        """Return how many ways to `endpoint` are idle."""
         return len(self._idle.get(endpoint, ()))
 
-    def take(self, endpoint: Endpoint) -> OutboundTunnel | None:
-        """Return the tunnel to `endpoint` that was used last, and forget it."""
-        tunnels = self._idle.get(endpoint)
-        return tunnels.popitem()[0] if tunnels else None
+    def take(self, endpoint: Endpoint) -> T | None:
+        """Return the way to `endpoint` that was used last, and forget it."""
+        ways = self._idle.get(endpoint)
+        return ways.popitem()[0] if ways else None
 
-    def put(self, tunnel: OutboundTunnel) -> None:
-        """Keep `tunnel`, which is idle, for a while."""
-        tunnels = self._idle.setdefault(tunnel.endpoint, {})
-        tunnels[tunnel] = self._loop.time()
-        if len(tunnels) > MOST_IDLE:
-            next(iter(tunnels)).close()
+    def put(self, way: T) -> None:
+        """Keep `way`, which is idle, for a while."""
+        ways = self._idle.setdefault(way.endpoint, {})
+        ways[way] = self._loop.time()
+        if len(ways) > self._most_idle:
+            next(iter(ways)).close()
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_S, self._sweep)
 
-    def forget(self, tunnel: OutboundTunnel) -> None:
-        """Keep `tunnel` no longer; it is closed."""
-        self._idle.get(tunnel.endpoint, {}).pop(tunnel, None)
+    def forget(self, way: T) -> None:
+        """Keep `way` no longer; it is closed."""
+        self._idle.get(way.endpoint, {}).pop(way, None)
 
     def close(self) -> None:
         """Close all."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for tunnel in self._all():
-            tunnel.close()
+        for way in self._all():
+            way.close()
 
-    def keep_to(self, endpoints: set[Endpoint]) -> None:
-        """Close the tunnels to all others."""
-        for tunnel in self._all():
-            if tunnel.endpoint not in endpoints:
-                tunnel.close()
-        self._idle = {e: tunnels for e, tunnels in self._idle.items() if tunnels}
+    def keep_to(self, endpoints: Collection[Endpoint]) -> None:
+        """Close the ways to all others."""
+        for way in self._all():
+            if way.endpoint not in endpoints:
+                way.close()
+        self._idle = {e: ways for e, ways in self._idle.items() if ways}
 
-    def _all(self) -> list[OutboundTunnel]:
-        return [tunnel for tunnels in self._idle.values() for tunnel in tunnels]
+    def _all(self) -> list[T]:
+        return [way for ways in self._idle.values() for way in ways]
 
     def _sweep(self) -> None:
         self._timer = None
         now = self._loop.time()
         oldest = now
-        for tunnels in list(self._idle.values()):
-            for tunnel, since in list(tunnels.items()):
+        for ways in list(self._idle.values()):
+            for way, since in list(ways.items()):
                 if now - since >= IDLE_S:
-                    tunnel.close()
+                    way.close()
                 else:
                     oldest = min(oldest, since)
         if self._all():

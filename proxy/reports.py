@@ -18,32 +18,38 @@ MOST_KINDS = 256
 
 
 class Summary:
-    """Counts reports that are alike within one period. Pure."""
+    """Counts reports that are alike within one period. Pure.
+
+    Denials that differ in their example of a request only are alike: the first one's is told.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[Report, int] = {}
+        # By what they have in common: the first of them, and how many came after it.
+        self._counts: dict[Report, tuple[Report, int]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
     def add(self, report: Report) -> Report | None:
         """Return `report` if it is the first of its kind in this period, else count it."""
-        if report not in self._counts and len(self._counts) >= MOST_KINDS:
-            report = _coarser(report)
-        if report not in self._counts:
-            self._counts[report] = 0
+        kind = _kind(report)
+        if kind not in self._counts and len(self._counts) >= MOST_KINDS:
+            kind = report = _coarser(report)
+        if kind not in self._counts:
+            self._counts[kind] = report, 0
             return report
-        self._counts[report] += 1
+        first, count = self._counts[kind]
+        self._counts[kind] = first, count + 1
         return None
 
     def turn(self) -> Iterator[Report]:
         """End the period: yield what was counted beyond the first, as sums."""
         counts, self._counts = self._counts, {}
-        for report, count in counts.items():
+        for kind, (first, count) in counts.items():
             if count:
                 # Goes on in the next period: its next one is not news.
-                self._counts[report] = 0
-                yield msgspec.structs.replace(report, count=count)
+                self._counts[kind] = first, 0
+                yield msgspec.structs.replace(first, count=count)
 
 
 class Reporter:
@@ -77,7 +83,18 @@ class Reporter:
             self._timer = self._loop.call_later(PERIOD_S, self._turn)
 
 
+def _kind(report: Report) -> Report:
+    if isinstance(report, Denied) and report.request:
+        return msgspec.structs.replace(report, request="")
+    return report
+
+
 def _coarser(report: Report) -> Report:
     if isinstance(report, Denied):
-        return Denied(kind=report.kind, source="others", reason="too many kinds to tell apart")
+        return Denied(
+            kind=report.kind,
+            source="others",
+            reason="too many kinds to tell apart",
+            dry_run=report.dry_run,
+        )
     return ConnectionFailed(upstream=report.upstream, reason="too many kinds to tell apart")

@@ -15,14 +15,19 @@ import traceback
 from collections.abc import Callable, Mapping
 from random import Random
 
-# cryptography itself imports this only when a first leaf is requested; by then a sidecar may have
-# given up the rights to read it, and would no longer share it with the others either.
+# These are imported by others only when a first leaf is requested, or a first rule has a regular
+# expression; by then a sidecar may have given up the rights to read them, and would no longer share
+# them with the others either.
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
+import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
+from meshrun.proxy.http.link import end_lingering
+from meshrun.proxy.http.outbound import HttpOutbound
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.inbound import Inbound
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.listener import Listener
 from meshrun.proxy.memory import Trimmer
 from meshrun.proxy.messages import (
@@ -33,7 +38,9 @@ from meshrun.proxy.messages import (
     Logged,
     Renew,
     Snapshot,
+    StatsRequested,
     ToSidecar,
+    Upstream,
 )
 from meshrun.proxy.outbound import Outbound
 from meshrun.proxy.poller import Poller
@@ -71,15 +78,18 @@ class Sidecar:
             channel_socket, channel.to_sidecar(), self._received, self._channel_closed
         )
         self._reporter = Reporter(self._send)
+        self._ledger = Ledger(self._send, lambda: self._channel.pending_bytes)
         self._identity = Identity(self._send, time.time, self._rng, self._rotated)
         self._trimmer = Trimmer(lambda: poller.watched)
         self._snapshot: Snapshot | None = None
-        self._inbound = Inbound(self._poller, self._identity, self._reporter.report)
+        self._inbound = Inbound(
+            self._poller, self._identity, self._reporter.report, self._ledger, self._rng
+        )
         self._inbound_listener: Listener | None = None
         if inbound_listener is not None:
             self._inbound_listener = self._listener(inbound_listener, self._inbound.serve)
         self._upstream_sockets = dict(upstream_listeners)
-        self._outbounds: dict[str, tuple[Outbound, Listener]] = {}
+        self._outbounds: dict[str, tuple[Outbound | HttpOutbound, Listener]] = {}
         self.closed = asyncio.Event()
 
     def close(self) -> None:
@@ -92,6 +102,8 @@ class Sidecar:
         self._inbound.close()
         for outbound, _ in self._outbounds.values():
             outbound.close()
+        end_lingering()
+        self._ledger.close()  # after what has just been cut
         self._channel.close()
         self.closed.set()
 
@@ -112,6 +124,8 @@ class Sidecar:
                 self._identity.refused(message)
             case Renew():
                 self._identity.renew()
+            case StatsRequested(number=number):
+                self._send(self._ledger.stats(number, self._inbound.traffic()))
 
     def _channel_closed(self, _error: Exception | None) -> None:
         # Nobody tells this sidecar any more whom to refuse: it ends, and the supervisor, if there
@@ -121,18 +135,29 @@ class Sidecar:
     def _apply(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._identity.expect(SpiffeId.parse(snapshot.identity), snapshot.roots)
+        self._ledger.recording = snapshot.records
         self._inbound.apply(snapshot)
         for upstream in snapshot.upstreams:
             if upstream.name in self._outbounds:
                 self._outbounds[upstream.name][0].apply(upstream)
             elif (sock := self._upstream_sockets.get(upstream.name)) is not None:
-                outbound = Outbound(
-                    self._poller, self._identity, self._reporter.report, self._rng, upstream
-                )
+                outbound = self._outbound(snapshot, upstream)
                 listener = self._listener(sock, outbound.serve)
                 self._outbounds[upstream.name] = (outbound, listener)
         self._open_listeners()
         self._send(Enforced(version=snapshot.version))
+
+    def _outbound(self, snapshot: Snapshot, upstream: Upstream) -> Outbound | HttpOutbound:
+        kind = Outbound if upstream.protocol == "tcp" else HttpOutbound
+        return kind(
+            self._poller,
+            self._identity,
+            self._ledger,
+            self._reporter.report,
+            self._rng,
+            SpiffeId.parse(snapshot.identity),
+            upstream,
+        )
 
     def _rotated(self) -> None:
         self._inbound.rotate()

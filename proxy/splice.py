@@ -15,7 +15,7 @@ from meshrun.proxy.framing import HEADER_BYTES, MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
-__all__ = ["DATA_AT", "Carrier", "Splice", "outward"]
+__all__ = ["DATA_AT", "Carrier", "Rider", "Splice", "outward"]
 
 # Shared by all splices, as are the buffers of `pump`: what the app sent, with room around it for a
 # carrier's own headers, so that both are sealed at once.
@@ -58,11 +58,39 @@ class Carrier(Protocol):
         """Give up after an error that `send` raised; tells the splice that it is broken."""
 
 
+class Rider(Protocol):
+    """What a carrier carries: it takes what the peer sends, and gives the carrier bytes."""
+
+    def start(self, carrier: Carrier) -> None:
+        """Begin to give bytes to `carrier`, which may deliver from now on."""
+
+    def look(self) -> None:
+        """Give at once what there may have been before `start`."""
+
+    def resend(self, data: bytes, *, last: bool) -> None:
+        """Give again what another carrier has taken already; after `start`."""
+
+    def deliver(self, data: memoryview) -> None:
+        """Take what the peer sent."""
+
+    def end(self) -> None:
+        """The peer will send nothing more."""
+
+    def drained(self) -> None:
+        """The carrier takes more again."""
+
+    def broken(self, reason: str) -> None:
+        """The carrier is gone."""
+
+    def disown(self) -> None:
+        """Both directions have ended; the carrier goes elsewhere."""
+
+
 class Splice:
     """A connection of the app (`app`, guarded, which it owns) joined to a carrier.
 
     Calls `on_end` once both are done: with None after both directions have ended, else with what
-    broke.
+    broke. With `counted` it knows then how much there was (`traffic`).
     """
 
     __slots__ = (
@@ -77,10 +105,16 @@ class Splice:
         "_recv_into",
         "_send",
         "_to_app",
+        "_traffic",
     )
 
     def __init__(
-        self, poller: Poller, app: socket.socket, on_end: Callable[[str | None], None]
+        self,
+        poller: Poller,
+        app: socket.socket,
+        on_end: Callable[[str | None], None],
+        *,
+        counted: bool = False,
     ) -> None:
         self._poller = poller
         self._on_end = on_end
@@ -93,6 +127,8 @@ class Splice:
         self._outward = Flow.FLOWING  # app to peer
         self._inward = Flow.FLOWING  # peer to app
         self._to_app = bytearray()
+        # What it was in the end; before that the kernel knows, so that a message costs nothing.
+        self._traffic: tuple[int, int] | None = None if counted else (0, 0)
 
     def start(self, carrier: Carrier) -> None:
         """Begin to move the app's bytes to `carrier`, which may deliver from now on."""
@@ -120,6 +156,13 @@ class Splice:
     def idle_s(self) -> float:
         """Return how long nothing was sent to the app or received from it."""
         return sockets.idle_s(self._app)
+
+    def traffic(self) -> tuple[int, int]:
+        """Return how many bytes the app was sent and sent itself, of a splice that is `counted`."""
+        if self._traffic is not None:
+            return self._traffic
+        ended = self._outward in (Flow.ENDING, Flow.ENDED)
+        return sockets.traffic(self._app, ended=ended)
 
     def detach(self) -> socket.socket:
         """Give the app's connection back, before anything was delivered to it."""
@@ -287,6 +330,7 @@ class Splice:
         if self._carrier is not _NOTHING:
             self._poller.forget(self._app.fileno())
         carrier, self._carrier = self._carrier, _NOTHING
+        self._traffic = self.traffic()
         self._to_app.clear()
         return carrier
 

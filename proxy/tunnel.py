@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from meshrun.proxy.caller import Caller
 from meshrun.proxy.errors import FramingError
 from meshrun.proxy.framing import (
     HEADER_BYTES,
@@ -27,7 +28,7 @@ from meshrun.proxy.framing import (
 from meshrun.proxy.identity import Credentials
 from meshrun.proxy.messages import Endpoint
 from meshrun.proxy.pump import Pump
-from meshrun.proxy.splice import DATA_AT, Splice, outward
+from meshrun.proxy.splice import DATA_AT, Rider, outward
 
 __all__ = ["InboundOwner", "InboundTunnel", "Leftover", "OutboundOwner", "OutboundTunnel"]
 
@@ -59,8 +60,8 @@ class _Tunnel:
         "_hearing",
         "_idle",
         "_pump",
+        "_rider",
         "_speaking",
-        "_splice",
         "_timer",
         "closed",
     )
@@ -70,7 +71,7 @@ class _Tunnel:
         self._decoder = Decoder()
         self._hearing = hearing
         self._speaking = False  # within a stream, and its end is still to be said
-        self._splice: Splice | None = None
+        self._rider: Rider | None = None
         self._idle = True
         self._timer: asyncio.TimerHandle | None = None
         self.closed = False
@@ -88,13 +89,13 @@ class _Tunnel:
     def cut(self, reason: str) -> None:
         """Reset the connection, and with it the stream under way."""
         if not self.closed:
-            splice = self._splice
+            rider = self._rider
             self._give_up()
             self._pump.reset()
-            if splice is not None:
-                self._break(splice, reason)
+            if rider is not None:
+                self._break(rider, reason)
 
-    # The splice's carrier.
+    # The rider's carrier.
 
     def send(self, count: int, *, last: bool) -> bool:
         """Send what the app sent as a DATA frame."""
@@ -110,20 +111,20 @@ class _Tunnel:
 
     def finish(self) -> None:
         """The stream is over in both directions."""
-        self._splice = None
+        self._rider = None
         self._pump.listen(True)
         self._settle()
 
     def abort(self) -> None:
         """Break the stream off, and have the tunnel back once the peer has heard of it."""
-        self._splice = None
+        self._rider = None
         if self.closed:
             return
         # A RESET behind the FINISH could be taken for one of the next stream; one behind bytes that
         # the peer does not take would be heard when its app reads on, if ever.
         finished = not self._speaking and self._in_stream()
         if finished or (self._speaking and not self._pump.empty):
-            self._speaking = False  # a stream without a splice is else one without an answer
+            self._speaking = False  # a stream without a rider is else one without an answer
             self.cut("")
             return
         self._pump.listen(True)
@@ -137,10 +138,10 @@ class _Tunnel:
 
     def received(self, data: memoryview, *, ended: bool) -> None:
         """Obey the frames in `data`."""
-        if self._splice is not None and self._hearing in FLOWING and not ended:
+        if self._rider is not None and self._hearing in FLOWING and not ended:
             payload = self._decoder.sole_payload(data)
             if payload is not None:
-                self._splice.deliver(payload)
+                self._rider.deliver(payload)
                 return
         try:
             for frame, payload in self._decoder.feed(data):
@@ -163,8 +164,8 @@ class _Tunnel:
 
     def drained(self) -> None:
         """Let the app send again."""
-        if self._splice is not None:
-            self._splice.drained()
+        if self._rider is not None:
+            self._rider.drained()
         else:
             self._settle()
 
@@ -174,32 +175,32 @@ class _Tunnel:
 
     def _disown(self) -> None:
         # Both sides have ended the stream, but the app may not have taken all of it yet.
-        splice, self._splice = self._splice, None
-        if splice is not None:
-            splice.disown()
+        rider, self._rider = self._rider, None
+        if rider is not None:
+            rider.disown()
             self._pump.listen(True)
 
     def _deliver(self, payload: memoryview) -> None:
-        # Without a splice it belongs to a stream that was broken off here.
-        if self._splice is not None:
-            self._splice.deliver(payload)
+        # Without a rider it belongs to a stream that was broken off here.
+        if self._rider is not None:
+            self._rider.deliver(payload)
 
     def _obey(self, frame: Frame, payload: memoryview) -> None:
         """Obey a frame that is not DATA; `_hearing` is the state behind it."""
-        splice = self._splice
+        rider = self._rider
         if frame is Frame.RESET:
-            self._splice = None
-            if splice is not None:
-                splice.broken("the other side reset the connection")
+            self._rider = None
+            if rider is not None:
+                rider.broken("the other side reset the connection")
             self._pump.listen(True)
             self._say_reset()
-        elif splice is not None:
-            splice.end()
+        elif rider is not None:
+            rider.end()
         else:
             self._settle()
 
-    def _break(self, splice: Splice, reason: str) -> None:
-        splice.broken(reason)
+    def _break(self, rider: Rider, reason: str) -> None:
+        rider.broken(reason)
 
     def _framed(self, start: int, count: int, *, last: bool) -> memoryview:
         end = start + count
@@ -219,7 +220,7 @@ class _Tunnel:
         self._settle()
 
     def _obey_or_break(self, step: Callable[[], None]) -> None:
-        # Steps that the splice asks for, where nobody above could handle an error of the pump.
+        # Steps that the rider asks for, where nobody above could handle an error of the pump.
         try:
             step()
         except OSError as error:
@@ -230,7 +231,7 @@ class _Tunnel:
 
     def _settle(self) -> None:
         # A stream that is over here, but maybe not there.
-        if self.closed or self._idle or self._speaking or self._splice is not None:
+        if self.closed or self._idle or self._speaking or self._rider is not None:
             return
         if self._in_stream() or not self._pump.empty:
             if self._timer is None:
@@ -252,7 +253,7 @@ class _Tunnel:
 
     def _give_up(self) -> None:
         self.closed = True
-        self._splice = None
+        self._rider = None
         self._stop_timer()
         self._gone()
 
@@ -308,26 +309,26 @@ class OutboundTunnel(_Tunnel):
         self.credentials = credentials
         self.not_after = not_after
 
-    def open(self, splice: Splice, leftover: Leftover, unaccepted: Unaccepted) -> None:
-        """Carry `splice` as a stream, in which `leftover` is sent again.
+    def open(self, rider: Rider, leftover: Leftover, unaccepted: Unaccepted) -> None:
+        """Carry `rider` as a stream, in which `leftover` is sent again.
 
-        If the stream is not accepted, `unaccepted` is called instead of `splice.broken`: with the
+        If the stream is not accepted, `unaccepted` is called instead of `rider.broken`: with the
         refusal, or None where the tunnel broke, the reason, and what the app had sent.
         """
         assert self._idle
         assert not self.closed
         self._idle = False
-        self._splice = splice
+        self._rider = rider
         self._hearing = Hearing.AWAITING
         self._speaking = True
         self._opening = True
         self._leftover = Leftover()
         self._unaccepted = unaccepted
-        splice.start(self)
+        rider.start(self)
         if leftover.data or leftover.ended:
-            splice.resend(leftover.data, last=leftover.ended)
+            rider.resend(leftover.data, last=leftover.ended)
         else:
-            splice.look()
+            rider.look()
         # An app that waits for the other to speak first.
         self._obey_or_break(self._say_open)
 
@@ -343,7 +344,7 @@ class OutboundTunnel(_Tunnel):
             start = DATA_AT - HEADER_BYTES * (2 if count else 1)
             outward[start : start + HEADER_BYTES] = OPEN
             frames = outward[start : start + HEADER_BYTES + len(frames)]
-        # Room for another first read of the splice, which is half of what may be under way.
+        # Room for another first read of the rider, which is half of what may be under way.
         return self._pump.write(frames) and (last or len(kept) < MOST_EARLY_BYTES // 2)
 
     def drained(self) -> None:
@@ -367,22 +368,22 @@ class OutboundTunnel(_Tunnel):
             self._leftover = Leftover()
             self._unaccepted = None
             self._owner.stream_accepted(self)
-            if self._splice is not None and self._pump.empty:
-                self._splice.drained()
+            if self._rider is not None and self._pump.empty:
+                self._rider.drained()
         elif frame is Frame.REFUSED:
             refusal, text = read_refusal(payload)
-            splice, self._splice = self._splice, None
-            if splice is not None:
+            rider, self._rider = self._rider, None
+            if rider is not None:
                 self._call_back(refusal, text)
             self._say_reset()
         else:
             super()._obey(frame, payload)
 
-    def _break(self, splice: Splice, reason: str) -> None:
+    def _break(self, rider: Rider, reason: str) -> None:
         if self._unaccepted is not None:
             self._call_back(None, reason)
         else:
-            super()._break(splice, reason)
+            super()._break(rider, reason)
 
     def _call_back(self, refusal: Refusal | None, reason: str) -> None:
         unaccepted, self._unaccepted = self._unaccepted, None
@@ -416,7 +417,7 @@ class InboundOwner(Protocol):
 
 
 class InboundTunnel(_Tunnel):
-    """The side that takes streams from `source`, a service.
+    """The side that takes streams from `caller`.
 
     `not_after` is when the first of both leaves expires.
     """
@@ -426,16 +427,16 @@ class InboundTunnel(_Tunnel):
         "_early_end",
         "_may_open",
         "_owner",
+        "caller",
         "credentials",
         "not_after",
-        "source",
     )
 
     def __init__(
         self,
         pump: Pump,
         owner: InboundOwner,
-        source: str,
+        caller: Caller,
         credentials: Credentials,
         not_after: float,
     ) -> None:
@@ -444,20 +445,20 @@ class InboundTunnel(_Tunnel):
         self._early = bytearray()  # what came before the answer
         self._early_end = False
         self._may_open = True
-        self.source = source
+        self.caller = caller
         self.credentials = credentials
         self.not_after = not_after
 
-    def accept(self, splice: Splice) -> None:
-        """Carry the stream that was opened to `splice`."""
-        self._splice = splice
-        splice.start(self)
+    def accept(self, rider: Rider) -> None:
+        """Carry the stream that was opened to `rider`."""
+        self._rider = rider
+        rider.start(self)
         self._obey_or_break(self._say_accepted)
         early, self._early = self._early, bytearray()
-        if early and self._splice is splice:
-            splice.deliver(memoryview(early))
-        if self._early_end and self._splice is splice:
-            splice.end()
+        if early and self._rider is rider:
+            rider.deliver(memoryview(early))
+        if self._early_end and self._rider is rider:
+            rider.end()
 
     def refuse(self, refusal: Refusal, text: str) -> None:
         """Refuse the stream that was opened."""
@@ -480,7 +481,7 @@ class InboundTunnel(_Tunnel):
 
     @property
     def _unanswered(self) -> bool:
-        return self._speaking and self._splice is None
+        return self._speaking and self._rider is None
 
     def _deliver(self, payload: memoryview) -> None:
         if self._unanswered:

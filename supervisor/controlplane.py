@@ -14,8 +14,9 @@ from meshrun.proxy.errors import ChannelError, IdentityError
 from meshrun.proxy.intentions import WILDCARD, Action, Intention
 from meshrun.supervisor import ca
 from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.counters import Counters, summed
 from meshrun.supervisor.listeners import HOST
-from meshrun.supervisor.plan import Plan, Worker
+from meshrun.supervisor.plan import Instance, Plan, Worker
 
 __all__ = ["ControlPlane", "Observer"]
 
@@ -38,6 +39,9 @@ class Observer(Protocol):
     def worker_ready(self, worker: Worker) -> None:
         """A worker serves and enforces for the first time since it was started."""
 
+    def recorded(self, worker: Worker, message: messages.Recorded) -> None:
+        """A worker tells of requests and connections."""
+
     def worker_said(self, worker: Worker, report: messages.Logged) -> None:
         """A worker has a line for the log."""
 
@@ -59,6 +63,7 @@ class _Link:
     serving: ca.IssuedLeaf | None = None
     ready: bool = False
     issued: dict[str, ca.IssuedLeaf] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
 
 
 class ControlPlane:
@@ -73,12 +78,14 @@ class ControlPlane:
         plan: Plan,
         root: ca.Root,
         intentions: Callable[[], Sequence[Intention]],
+        records: Callable[[Instance], bool],
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._root = root
         self._intentions = intentions
+        self._records = records
         self._observer = observer
         self._clock = clock
         self._version = 0
@@ -101,12 +108,11 @@ class ControlPlane:
     def attach(self, worker: Worker, sock: socket.socket) -> None:
         """Take over the channel of a worker that was just started."""
         link = self._link(worker)
-        if link.channel is not None:
-            link.channel.close()
+        self._forget(link)
         link.channel = Channel(
             sock, from_sidecar(), partial(self._received, link), partial(self._closed, link)
         )
-        link.sent, link.serving, link.ready = None, None, False
+        link.sent = None
         link.issued.clear()
         self._publish_to(link, self._intentions())
 
@@ -118,6 +124,7 @@ class ControlPlane:
         if link.channel is not None:
             link.channel.close()
         link.channel, link.serving, link.ready = None, None, False
+        link.counters.ended()
         self._bell.ring()
 
     def is_ready(self, name: str) -> bool:
@@ -174,6 +181,7 @@ class ControlPlane:
                 connect_timeout_s=instance.connect_timeout_s,
                 max_connections=worker.part(instance.max_connections),
                 idle_timeout_s=instance.idle_timeout_s,
+                protocol=instance.protocol,
             )
         return messages.Snapshot(
             version=version,
@@ -194,10 +202,12 @@ class ControlPlane:
                     connect_timeout_s=upstream.connect_timeout_s,
                     max_connections=worker.part(upstream.max_connections),
                     idle_timeout_s=upstream.idle_timeout_s,
+                    protocol=upstream.protocol,
                     endpoints=self._endpoints(upstream.service),
                 )
                 for upstream in instance.upstreams
             ),
+            records=self._records(instance),
         )
 
     def _endpoints(self, service: str) -> tuple[messages.Endpoint, ...]:
@@ -225,6 +235,11 @@ class ControlPlane:
                 self._observer.connection_failed(link.worker, message)
             case messages.Logged():
                 self._observer.worker_said(link.worker, message)
+            case messages.Recorded():
+                self._observer.recorded(link.worker, message)
+            case messages.Stats():
+                link.counters.answered(message)
+                self._bell.ring()
 
     def _sign(self, link: _Link, request: messages.LeafRequested) -> None:
         """Sign for the identity that the channel belongs to, whatever the request says."""
@@ -299,6 +314,25 @@ class ControlPlane:
         await self._bell.until(lambda: all(served(link) for link in links), timeout_s)
         return [link.worker for link in links if not served(link)]
 
+    async def stats(self, timeout_s: float) -> dict[str, messages.Stats | None]:
+        """Ask the sidecars what they have counted, and return it by instance.
+
+        What its workers counted that have ended is in it, but for what they counted last. It is
+        None where a worker does not answer in time: a sum without it would be one that falls.
+        """
+        links = [link for link in self._links if link.channel is not None]
+        for link in links:
+            question = link.counters.ask()
+            if question is not None and link.channel is not None:
+                link.channel.send(question)
+        await self._bell.until(lambda: not any(link.counters.waiting for link in links), timeout_s)
+        return {
+            name: None
+            if any(link.counters.waiting for link in sidecar)
+            else summed(link.counters.total() for link in sidecar)
+            for name, sidecar in self._sidecars.items()
+        }
+
     def close(self) -> None:
         """Close every channel: each sidecar ends."""
         for link in self._links:
@@ -306,11 +340,13 @@ class ControlPlane:
 
 
 def _bare(intention: Intention) -> Intention:
-    """Leave out what only people read: a sidecar decides by the pair and says where it stands."""
+    """Leave out what only people read: a sidecar decides by the rest and says where it stands."""
     return Intention(
         source=intention.source,
         destination=intention.destination,
         action=intention.action,
+        permissions=intention.permissions,
+        dry_run=intention.dry_run,
         origin=intention.origin,
         where=intention.where,
     )

@@ -7,7 +7,9 @@ works without one.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from meshrun.proxy.intentions import Action, Intention, layered
+import msgspec
+
+from meshrun.proxy.intentions import Action, Intention, Permission, layered
 from meshrun.supervisor.errors import MeshrunError
 
 __all__ = [
@@ -17,7 +19,6 @@ __all__ = [
     "IntentionNotFoundError",
     "IntentionStore",
     "Pair",
-    "exists_error",
     "not_found",
 ]
 
@@ -73,35 +74,39 @@ class IntentionBook:
         destination: str,
         action: Action,
         *,
+        permissions: tuple[Permission, ...] = (),
+        dry_run: bool = False,
         description: str,
         meta: Mapping[str, str],
         replace: bool,
         now: float,
         id: str,  # noqa: A002 - as the field of Intention
-    ) -> bool:
-        """Make a runtime intention; tell whether it took the place of another one.
+    ) -> Intention:
+        """Make a runtime intention and return it.
 
         `now` is wall-clock seconds. One that replaces a runtime intention keeps its id and time of
         creation. Raises IntentionExistsError if the pair has one in either layer, unless `replace`.
         """
-        existing = self.find((source, destination))
-        if existing is not None and not replace:
-            raise exists_error((source, destination), action, existing)
-        earlier = existing if existing is not None and existing.origin == "runtime" else None
-        self._store.put_intention(
-            Intention(
-                source=source,
-                destination=destination,
-                action=action,
-                id=earlier.id if earlier else id,
-                origin="runtime",
-                where="runtime",
-                description=description,
-                meta=dict(meta),
-                created_at=earlier.created_at if earlier else now,
-            )
+        made = Intention(
+            source=source,
+            destination=destination,
+            action=action,
+            permissions=permissions,
+            dry_run=dry_run,
+            id=id,
+            origin="runtime",
+            where="runtime",
+            description=description,
+            meta=dict(meta),
+            created_at=now,
         )
-        return existing is not None
+        existing = self.find(made.pair)
+        if existing is not None and not replace:
+            raise _exists_error(made, existing)
+        if existing is not None and existing.origin == "runtime":
+            made = msgspec.structs.replace(made, id=existing.id, created_at=existing.created_at)
+        self._store.put_intention(made)
+        return made
 
     def delete(self, pair: Pair) -> Intention:
         """Delete the runtime intention of a pair and return it; the file's is in force again.
@@ -112,7 +117,9 @@ class IntentionBook:
         if existing is None:
             raise IntentionNotFoundError(not_found(pair))
         if existing.origin == "file":
-            opposite = "deny" if existing.action == "allow" else "allow"
+            # Of permissions, too, the opposite that opens nothing.
+            closes = existing.permissions or existing.action == "allow"
+            opposite = "deny" if closes else "allow"
             raise IntentionInFileError(
                 f"cannot delete {existing}: it stands in {existing.where}; remove it there, or "
                 f"overrule it with: meshrun intentions create -{opposite} -replace "
@@ -122,10 +129,10 @@ class IntentionBook:
         return existing
 
 
-def exists_error(pair: Pair, action: Action, existing: Intention) -> IntentionExistsError:
+def _exists_error(wanted: Intention, existing: Intention) -> IntentionExistsError:
     """Return the error of creating what is there already."""
     return IntentionExistsError(
-        f"cannot create {pair[0]} => {pair[1]} ({action}): the intention {existing} "
+        f"cannot create {wanted}: the intention {existing} "
         f"exists already ({_place(existing)}); use -replace to replace it"
     )
 

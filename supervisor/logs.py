@@ -1,7 +1,7 @@
-"""The output of the apps on disk: one file per instance, readable with or without a run.
+"""The logs of a run on disk: a file per instance and some more, readable with or without a run.
 
-A line of a file is its time (UTC, microseconds), `O` or `E` for stdout or stderr, and the bytes
-that the app wrote.
+A line of an instance's file is its time (UTC, microseconds), `O` or `E` for stdout or stderr, and
+the bytes that the app wrote.
 """
 
 import os
@@ -11,22 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["MESH", "End", "Line", "Logs", "end", "instances", "tail"]
+__all__ = ["ACCESS", "MESH", "End", "Line", "Logs", "end", "instances", "tail", "tail_of"]
+
+T = TypeVar("T")
 
 FOLDER = "logs"
 ROTATE_BYTES = 10 * 1024 * 1024
 READ_BYTES = 64 * 1024
 # Lines kept in memory of each instance, to show with a failure.
 LAST_LINES = 10
-# What meshrun itself says has a file beside those of the instances.
+# What meshrun itself says has a file beside those of the instances, and so has the access log;
+# an instance's name has a dot.
 MESH = "meshrun"
+ACCESS = "access"
 
 _LETTERS: dict[Stream, bytes] = {"stdout": b"O", "stderr": b"E"}
 _STREAMS: dict[bytes, Stream] = {letter: stream for stream, letter in _LETTERS.items()}
@@ -107,15 +112,16 @@ class Logs:
         lines = [Line(now, instance, stream, content) for content in contents]
         self._last.setdefault(instance, deque(maxlen=LAST_LINES)).extend(lines)
         head = _stamp(now) + b" " + _LETTERS[stream] + b" "
-        self._append(instance, b"".join(head + content + b"\n" for content in contents))
+        self.append(instance, b"".join(head + content + b"\n" for content in contents))
         for follower in tuple(self._followers):
             follower(lines)
 
-    def _append(self, instance: str, content: bytes) -> None:
+    def append(self, name: str, content: bytes) -> None:
+        """Write whole lines to the file of `name` as they are; nobody is told of them."""
         try:
-            file = self._files.get(instance)
+            file = self._files.get(name)
             if file is None:
-                file = self._files[instance] = _File(self._folder, instance)
+                file = self._files[name] = _File(self._folder, name)
             file.append(content)
         except OSError as error:
             # A full disk must not end the run; it is said once, not for every line.
@@ -142,12 +148,12 @@ class Logs:
 
 
 def instances(state: StateDir) -> list[str]:
-    """Return the instances that have logs, meshrun's own left out."""
+    """Return the instances that have logs."""
     folder = state.file(FOLDER)
     if not folder.is_dir():
         return []
     names = {path.name.removesuffix(".log") for path in folder.glob("*.log")}
-    return sorted(names - {MESH})
+    return sorted(names - {MESH, ACCESS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +178,25 @@ def tail(state: StateDir, instance: str, last: int | None, until: End | None = N
 
     Reads from the end no more than it needs, and may do so in a thread while the run writes on.
     """
-    until = until or end(state, instance)
+    return tail_of(state, instance, partial(_parse, instance), last, until)
+
+
+def tail_of(
+    state: StateDir,
+    name: str,
+    parse: Callable[[bytes], T | None],
+    last: int | None,
+    until: End | None = None,
+) -> list[T]:
+    """Return what `parse` makes of the last lines of any file here; as `tail`, which see.
+
+    A line of which it makes None does not count.
+    """
+    until = until or end(state, name)
     with ExitStack() as files:
-        opened = _open(state.file(FOLDER), instance, until, files)
+        opened = _open(state.file(FOLDER), name, until, files)
         raws = (raw for file, size in opened for raw in _backwards(file, size))
-        lines = (line for raw in raws if (line := _parse(raw, instance)) is not None)
+        lines = (line for raw in raws if (line := parse(raw)) is not None)
         kept = list(islice(lines, last))
     return kept[::-1]
 
@@ -213,7 +233,7 @@ def _backwards(file: BinaryIO, size: int) -> Iterator[bytes]:
     yield rest
 
 
-def _parse(raw: bytes, instance: str) -> Line | None:
+def _parse(instance: str, raw: bytes) -> Line | None:
     match = _FORMAT.fullmatch(raw)
     if match is None:
         return None

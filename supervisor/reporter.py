@@ -13,6 +13,8 @@ from meshrun.supervisor.timeline import Timeline
 
 __all__ = ["Reporter"]
 
+_LONGEST_EXAMPLE = 100
+
 
 class Reporter:
     """Says what happens to apps and sidecars, each thing once."""
@@ -118,16 +120,12 @@ class Reporter:
             self._timeline.add("sidecar-started", instance.name, f"{name} started again")
 
     def denied(self, worker: Worker, report: messages.Denied) -> None:
-        """Say who was refused and by what."""
+        """Say who was refused and by what, or would have been but for a dry run."""
         instance = worker.instance
-        cut = "live connection cut: " if report.live else ""
-        if report.kind == "peer":
-            message = f"{cut}a stranger was refused at {instance.service}: {report.reason}"
-        else:
-            message = f"{cut}{report.source} may not call {instance.service}: {report.reason}"
         pair = (report.source, instance.service)
+        message = _denial(report, instance.service)
         self._timeline.add(
-            "denied",
+            "would-deny" if report.dry_run else "denied",
             instance.service,
             message,
             source=report.source,
@@ -135,7 +133,8 @@ class Reporter:
             count=report.count,
         )
         times = report.count if report.count > 1 else None
-        self._journal.warning(f"denied: {message}", times=times)
+        kind = "dry run" if report.dry_run else "denied"
+        self._journal.warning(f"{kind}: {message}", times=times)
         if report.by_default and pair not in self._hinted:
             self._hinted.add(pair)
             hint = f"meshrun intentions create {report.source} {instance.service}"
@@ -168,6 +167,21 @@ class Reporter:
         """Pass on what a worker wrote to stderr: a traceback, a complaint of a library."""
         text = "\n".join(line.decode(errors="replace") for line in lines)
         self._journal.error(f"{worker.title}:\n{text}")
+
+
+def _denial(report: messages.Denied, service: str) -> str:
+    cut = "live connection cut: " if report.live else ""
+    if report.kind == "peer":
+        return f"{cut}a stranger was refused at {service}: {report.reason}"
+    verb = "would be denied at" if report.dry_run else "may not call"
+    request = f" ({_example(report.request)})" if report.request else ""
+    return f"{cut}{report.source} {verb} {service}{request}: {report.reason}"
+
+
+def _example(request: str) -> str:
+    """Return a request, which a caller chose, in few characters that a terminal only shows."""
+    shown = request if len(request) <= _LONGEST_EXAMPLE else request[: _LONGEST_EXAMPLE - 1] + "…"
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

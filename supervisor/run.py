@@ -8,12 +8,23 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from meshrun.proxy import messages
-from meshrun.supervisor import bodies, ca, dependencies, lifecycle, processes, runfile, sidecars
+from meshrun.proxy.intentions import WILDCARD
+from meshrun.supervisor import (
+    bodies,
+    ca,
+    dependencies,
+    lifecycle,
+    processes,
+    runfile,
+    sidecars,
+    suggest,
+)
 from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.access import Access, Entries
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.controlplane import ControlPlane
 from meshrun.supervisor.errors import MeshrunError
@@ -85,8 +96,15 @@ class Run:
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
         self.killed_at: float | None = None
+        logging = self.plan.configuration.mesh.access_log
+        self.access = Access(logs, time.time, logging=logging)
         self.control = ControlPlane(
-            self.plan, prepared.root, prepared.book.effective, self, time.time
+            self.plan,
+            prepared.root,
+            prepared.book.effective,
+            self.access.wanted_of,
+            self,
+            time.time,
         )
         self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
         self.sidecars = Sidecars(
@@ -206,6 +224,10 @@ class Run:
         """See who waited for it."""
         self._changed()
 
+    def recorded(self, worker: Worker, message: messages.Recorded) -> None:
+        """Pass on what went over it."""
+        self.access.take(worker.instance, message)
+
     def worker_said(self, worker: Worker, report: messages.Logged) -> None:
         """Pass on a line."""
         self._reporter.worker_said(worker, report)
@@ -230,6 +252,43 @@ class Run:
                 raise UnknownNameError(f'no app "{name}" runs here; there are: {known}')
             found += matching
         return list(dict.fromkeys(found)) or list(self._instances)
+
+    def want_service(self, name: str) -> None:
+        """Raise UnknownNameError, with the nearest right name, unless a service has this one."""
+        known = self.plan.services
+        if name not in known:
+            there = ", ".join(known)
+            raise UnknownNameError(
+                f'no service "{name}" runs here{suggest.hint(name, known)}; there are: {there}'
+            )
+
+    def tap(
+        self, tell: Callable[[Entries], None], source: str | None, destination: str
+    ) -> Callable[[], None]:
+        """Call `tell` with what goes to `destination`, until what is returned is called.
+
+        `source` is None for any. The sidecars record only as long as somebody taps. That somebody
+        looks is an event of its own: paths and identities are others' business too.
+        """
+        unfollow = self.access.follow(tell, source=source, destination=destination)
+        self.control.publish()
+        what = f"{source or WILDCARD} => {destination}"
+        self._say_tapped("tapped", f"somebody looks at {what} (meshrun tap)", source, destination)
+
+        def stop() -> None:
+            if unfollow():
+                self.control.publish()
+                message = f"nobody looks at {what} by that tap any more"
+                self._say_tapped("untapped", message, source, destination)
+
+        return stop
+
+    def _say_tapped(self, kind: str, message: str, source: str | None, destination: str) -> None:
+        self.timeline.add(kind, destination, message, source=source, destination=destination)
+
+    async def tapped(self) -> None:
+        """Return when the sidecars record for whoever taps."""
+        await self.control.enforced(ENFORCE_TIMEOUT_S)
 
     def _startable(self, names: Iterable[str]) -> list[str]:
         if self.stopping:

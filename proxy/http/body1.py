@@ -30,6 +30,7 @@ _size_line = re.compile(
 )
 # What may become one.
 _size_line_begun = re.compile(rb"[0-9A-Fa-f]{1,15}+(?:;[\t -~\x80-\xff]*+)?+\r?+")
+_bare_lf = re.compile(rb"(?<!\r)\n")
 _LONGEST_SIZE_LINE = 15 + EXTENSION_LIMIT_BYTES + 2
 
 # What must not come behind a body, where it was decided already without it (RFC 9110 6.5.1):
@@ -113,8 +114,16 @@ class Chunked:
     status 502, and underscores are no offence in the names of its trailers.
     """
 
-    __slots__ = ("_at_data_end", "_credit", "_kept", "_left", "_response", "_searched", "over",
-                 "trailers")  # fmt: skip
+    __slots__ = (
+        "_at_data_end",
+        "_credit",
+        "_kept",
+        "_left",
+        "_response",
+        "_searched",
+        "over",
+        "trailers",
+    )
 
     def __init__(self, *, of_response: bool = False) -> None:
         self.over = False
@@ -191,13 +200,14 @@ class Chunked:
 
     def _trailer_section(self, view: memoryview, at: int) -> int:
         kept = len(self._kept)
-        # One byte more than may be shows that there are too many.
-        section = self._kept + bytes(view[at : at + TRAILERS_LIMIT_BYTES + 1 - kept])
+        section = self._kept + bytes(view[at : at + TRAILERS_LIMIT_BYTES - kept])
         if section.startswith(b"\r\n"):
             end = 2
         elif (end := section.find(b"\r\n\r\n", self._searched) + 4) > 3:
             self.trailers = self._permitted(section[:end])
-        elif len(section) > TRAILERS_LIMIT_BYTES:
+        elif _bare_lf.search(section, self._searched):
+            raise self._wrong("cannot take the body: a line of its trailers ends without CR")
+        elif len(section) == TRAILERS_LIMIT_BYTES:
             raise self._wrong("cannot take the body: too many trailers", 431)
         else:
             self._kept = section

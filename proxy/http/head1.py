@@ -6,11 +6,11 @@ and nothing is passed on as it came: what was understood is written anew.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from http import HTTPStatus
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -93,17 +93,17 @@ _protocol = re.compile(rf"([{_TCHAR}]+)(?:/[{_TCHAR}]+)?")
 
 _bare_lf = re.compile(rb"(?<!\r)\n")
 _any_version = re.compile(r"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
-_method_in_small = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]*[a-z]")
 
 
 # Reading.
 
 
-def find_head(data: bytes | bytearray, start: int = 0) -> int:
+def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = False) -> int:
     """Return the index behind the head that begins `data`, or -1 if there is more to come.
 
     `start` is how much was looked through before, less 3. Raises HttpError as soon as it is known
-    that this will be no head: 400, or 431 or 414 where it is longer than HEAD_LIMIT_BYTES.
+    that this will be no head: 502 for a response, else 400, or where it is longer than
+    HEAD_LIMIT_BYTES 431, and 414 where its first line alone is.
     """
     end = data.find(b"\r\n\r\n", start) + 4
     if end > 3:
@@ -112,14 +112,20 @@ def find_head(data: bytes | bytearray, start: int = 0) -> int:
     elif data:
         # Empty lines before a request are for a server to skip (RFC 9112 2.2): this one does not.
         if not 32 < data[0] < 127:
-            raise HttpError(400, "cannot take the head: it begins with no letter")
+            raise _no_head(of_response, 400, "cannot take the head: it begins with no letter")
         if _bare_lf.search(data, start):
-            raise HttpError(400, "cannot take the head: a line ends without CR")
+            raise _no_head(of_response, 400, "cannot take the head: a line ends without CR")
     if end > 3 or len(data) >= HEAD_LIMIT_BYTES:
+        what, status = "a head", 431
         if data.find(b"\r\n", 0, HEAD_LIMIT_BYTES) < 0:
-            raise HttpError(414, f"cannot take a first line of more than {HEAD_LIMIT_BYTES} bytes")
-        raise HttpError(431, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
+            what, status = "a first line", 414
+        message = f"cannot take {what} of more than {HEAD_LIMIT_BYTES} bytes"
+        raise _no_head(of_response, status, message)
     return -1
+
+
+def _no_head(of_response: bool, status: int, message: str) -> HttpError:
+    return HttpError(502 if of_response else status, message)
 
 
 def parse_request(head: bytes | bytearray) -> Request:
@@ -179,21 +185,22 @@ def _with_specials(request: Request, special: dict[str, str], minor: str) -> Req
     if length is not None:
         request.length = length
         if not length:
-            request.framing = Framing.NONE
+            request.framing = NO_BODY
     options = _options(special, request.fields, 400)
     if minor == "0":
         request.minor_version = 0
         request.keeps_alive = "keep-alive" in options and "close" not in options
         return request
     request.keeps_alive = "close" not in options
-    if "upgrade" in special:
+    # Behind a body there is none: parsers differ about whose those bytes would be.
+    if "upgrade" in special and request.framing is Framing.NONE:
         request.upgrade = _upgrade(special["upgrade"], options, 400)
     if "te" in special and _takes_trailers(special["te"]):
         request.fields.append(("TE", "trailers"))
     if "expect" in special:
         if special["expect"].lower() != "100-continue":
             raise HttpError(417, "cannot take the request: it expects more than 100-continue")
-        if request.framing is not Framing.NONE:
+        if request.framing is not NO_BODY:
             request.expects_continue = True
             request.fields.append(("Expect", "100-continue"))
     return request
@@ -233,12 +240,12 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
         raise HttpError(502, "cannot take the response: 101 without a protocol that may follow")
 
     if status < 200 or status == 204:
-        if framing is Framing.STREAM or response.length:
+        if framing is STREAMED or response.length:
             raise HttpError(502, f"cannot take the response: a body was said to follow {status}")
         response.length = None
     elif method != "HEAD" and status != 304:
-        if framing is Framing.NONE:
-            response.framing = Framing.STREAM
+        if framing is NO_BODY:
+            response.framing = STREAMED
             response.until_close = True
             response.keeps_alive = False
         elif response.length != 0:
@@ -251,18 +258,23 @@ def parse_fields(text: str, start: int, *, of_response: bool = False) -> Fields:
 
     Raises HttpError: 502 for a response, else 400 or 431.
     """
+    status = 502 if of_response else 400
     pattern = _response_field if of_response else _request_field
+    count = text.count("\n", start) - 1
+    if count > FIELD_LIMIT:
+        raise HttpError(502 if of_response else 431, f"cannot take more than {FIELD_LIMIT} fields")
     fields = pattern.findall(text, start)
-    # Each match is a whole line, so where all lines but the empty one matched, nothing is left.
-    if text.count("\n", start) != len(fields) + 1 or not text.endswith("\r\n\r\n"):
-        raise _no_fields(text, start, pattern, 502 if of_response else 400)
-    if len(fields) > FIELD_LIMIT:
-        raise HttpError(
-            502 if of_response else 431, f"cannot take more than {FIELD_LIMIT} fields of a head"
-        )
-    if " \r" in text or "\t\r" in text:
-        return [(name, value.rstrip(" \t")) for name, value in fields]
-    return fields
+    # Each match is a whole line: where there are as many as lines but the empty one, all matched.
+    if len(fields) != count or not text.endswith("\r\n\r\n"):
+        raise _no_fields(text, start, pattern, status)
+    if " \r" not in text and "\t\r" not in text:
+        return fields
+    stripped = [(name, value.rstrip(" \t")) for name, value in fields]
+    for (name, value), (_, kept) in zip(fields, stripped, strict=True):
+        # llhttp, which Node has, does not take `chunked` with a tab behind it for `chunked`.
+        if kept != value and name.lower() in ("content-length", "transfer-encoding"):
+            raise HttpError(status, f"cannot take the head: white space is behind {name}")
+    return stripped
 
 
 def _joined(name: str, first: str, second: str, status: int) -> str:
@@ -282,12 +294,12 @@ def _framing(special: dict[str, str], minor: str, status: int) -> tuple[Framing,
             raise HttpError(status, "cannot take the head: Content-Length and Transfer-Encoding")
         if coding.lower() != "chunked":
             raise _no_coding(coding, status)
-        return Framing.STREAM, None
+        return STREAMED, None
     if length is None:
-        return Framing.NONE, None
+        return NO_BODY, None
     if not _length.fullmatch(length):
         raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
-    return Framing.LENGTH, int(length)
+    return COUNTED, int(length)
 
 
 def _no_coding(coding: str, status: int) -> HttpError:
@@ -297,11 +309,13 @@ def _no_coding(coding: str, status: int) -> HttpError:
     return HttpError(status, "cannot take the head: Transfer-Encoding is not chunked")
 
 
-def _options(special: dict[str, str], fields: Fields, status: int) -> set[str]:
+def _options(special: dict[str, str], fields: Fields, status: int) -> Set[str]:
     """Return the options of Connection, and take the fields out that they name."""
     said = special.get("connection")
     if said is None:
-        return set()
+        return _NO_OPTIONS
+    if (usual := _USUAL_OPTIONS.get(said)) is not None:
+        return usual
     options = {option for member in said.lower().split(",") if (option := member.strip(" \t"))}
     if options <= _OPTIONS:
         return options
@@ -314,11 +328,16 @@ def _options(special: dict[str, str], fields: Fields, status: int) -> set[str]:
     return options
 
 
+_NO_OPTIONS: Set[str] = frozenset()
+_USUAL_OPTIONS: dict[str, Set[str]] = {
+    said: frozenset({said.lower()}) for said in ("close", "keep-alive", "Keep-Alive")
+}
+
 # What Connection names of what is never in the fields.
 _OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
 
 
-def _upgrade(said: str, options: set[str], status: int) -> str:
+def _upgrade(said: str, options: Set[str], status: int) -> str:
     """Return the protocols of Upgrade that may follow, if Connection names it (RFC 9110 7.8)."""
     if "upgrade" not in options:
         return ""
@@ -346,7 +365,7 @@ def _no_request_line(text: str) -> HttpError:
         method, _, version = text.partition("\r\n")[0].split(" ")
         if version not in ("HTTP/1.0", "HTTP/1.1"):
             return HttpError(505, "cannot take the request: its version is not HTTP/1.0 or 1.1")
-        if _method_in_small.fullmatch(method):
+        if method != method.upper() and _token.fullmatch(method):
             return HttpError(400, "cannot take the request: a small letter is in its method")
     return HttpError(400, "cannot take the request: its first line is no request line")
 
@@ -382,7 +401,7 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
 
     Without a body, POST, PUT and PATCH say `Content-Length: 0`, whether or not it was said before.
     An empty authority, which only HTTP/1.0 can have, becomes an empty Host (RFC 9112 3.2).
-    Raises HttpError (400) for a request that would read as more than one line where it is one.
+    Raises HttpError (400) for a request of which a part would read as something else.
     """
     start = f"{request.method} {request.path}{request.query} HTTP/1.1"
     lines = [
@@ -391,9 +410,9 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         *map(_field_line, request.fields),
         *map(_field_line, extra),
     ]
-    if request.framing is Framing.LENGTH:
+    if request.framing is COUNTED:
         lines.append(f"Content-Length: {request.length}")
-    elif request.framing is Framing.STREAM:
+    elif request.framing is STREAMED:
         lines.append("Transfer-Encoding: chunked")
     elif request.method in _METHODS_WITH_BODY:
         lines.append("Content-Length: 0")
@@ -403,8 +422,9 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         lines.append(f"Upgrade: {request.upgrade}")
     elif takes_trailers:
         lines.append("Connection: TE")
-    if start.count(" ") != 2:
-        raise HttpError(400, "cannot write the request: a space is in its method or target")
+    # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3).
+    if not _request_line.fullmatch(f"{start}\r\n"):
+        raise HttpError(400, "cannot write the request: its method or target is none of HTTP/1.1")
     return _head(lines, 400)
 
 
@@ -412,7 +432,7 @@ def write_response(response: Response, *, chunked: bool, close: bool) -> bytes:
     """Return the head of a response on HTTP/1.1; the body will be `chunked`, or by its length.
 
     With neither, the end of the connection ends the body, and `close` must be true.
-    Raises HttpError (502) for a response that would read as more than one line where it is one.
+    Raises HttpError (502) for a response of which a part would read as something else.
     """
     status = response.status
     lines = [
@@ -443,7 +463,7 @@ _TE_TRAILERS_OF_HTTP2 = ("te", "trailers")
 
 def _head(lines: list[str], status: int) -> bytes:
     text = "\r\n".join([*lines, "", ""])
-    # What came over HTTP/2 could have held these, and would be two lines here (RFC 9113 10.3).
+    # Over HTTP/2 these can be within a value; here it would be two (RFC 9113 10.3).
     count = len(lines) + 1
     if text.count("\n") != count or text.count("\r") != count or "\0" in text:
         raise HttpError(status, "cannot write the head: CR, LF or NUL is in it")

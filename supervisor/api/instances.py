@@ -45,6 +45,10 @@ async def show_run(request: web.Request) -> web.StreamResponse:
             "started_at": run.started_at,
             "state_dir": str(run.prepared.state.path),
             "isolated": run.prepared.isolated,
+            "protocols": {
+                name: configuration.protocol(name)
+                for name in (*configuration.apps, *configuration.services)
+            },
         }
     )
 

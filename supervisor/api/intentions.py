@@ -3,21 +3,24 @@
 import asyncio
 import time
 import uuid
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 from aiohttp import web
 
-from meshrun.proxy.intentions import WILDCARD, Action, Intention, decide, precedence
+from meshrun.proxy.intentions import WILDCARD, Intention, decide
 from meshrun.supervisor.api.answers import RUN, Handler, body, json, problem, want
+from meshrun.supervisor.asked import UnaskableError, asked
 from meshrun.supervisor.configuration.model import SERVICE_NAME
 from meshrun.supervisor.intention_book import (
     IntentionExistsError,
     IntentionInFileError,
     IntentionNotFoundError,
+    Pair,
     not_found,
 )
+from meshrun.supervisor.intention_checks import Effect, UnfitIntentionError, effect
+from meshrun.supervisor.intention_json import IntentionRecord, PermissionRecord
 from meshrun.supervisor.run import Run
 
 __all__ = ["ROUTES"]
@@ -32,14 +35,19 @@ _INTENTIONS_LIMIT = 10_000
 class Written(msgspec.Struct):
     """The body of a PUT; what Consul knows beyond it belongs to later versions."""
 
-    Action: Action
+    Action: str | None = None
+    Permissions: list[PermissionRecord] | None = None
+    DryRun: bool = False
     SourceType: Literal["consul"] = "consul"
     Description: str = ""
     Meta: dict[str, str] = {}
+    JWT: object = None
 
 
 def _too_much(written: Written, existing: int) -> str | None:
-    """Say which limit is passed, None for none: everything here is kept, listed and compared."""
+    """Say what cannot be, None for nothing: everything here is kept, listed and compared."""
+    if written.JWT is not None:
+        return "JWT is not supported: an intention with it would let through who has none"
     if len(written.Description) > _VALUE_LIMIT:
         return f"Description has more than {_VALUE_LIMIT} characters"
     if len(written.Meta) > _META_LIMIT:
@@ -49,29 +57,6 @@ def _too_much(written: Written, existing: int) -> str | None:
     if existing >= _INTENTIONS_LIMIT:
         return f"there are {existing} intentions; more than {_INTENTIONS_LIMIT} are not kept"
     return None
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, tz=UTC).isoformat().replace("+00:00", "Z")
-
-
-def _shown(intention: Intention) -> dict[str, object]:
-    return {
-        "ID": intention.id,
-        "Description": intention.description,
-        "SourceNS": "default",
-        "SourceName": intention.source,
-        "DestinationNS": "default",
-        "DestinationName": intention.destination,
-        "SourceType": "consul",
-        "Action": intention.action,
-        "Meta": intention.meta,
-        "Precedence": precedence(intention),
-        "CreatedAt": _time(intention.created_at),
-        "UpdatedAt": _time(intention.created_at),
-        "Origin": intention.origin,
-        "Where": intention.where,
-    }
 
 
 def _pair(request: web.Request) -> tuple[str, str]:
@@ -84,21 +69,23 @@ def _pair(request: web.Request) -> tuple[str, str]:
 
 async def list_all(request: web.Request) -> web.StreamResponse:
     """List what is in force, in evaluation order."""
-    return json([_shown(i) for i in request.app[RUN].prepared.book.effective()])
+    return json([IntentionRecord.of(i) for i in request.app[RUN].prepared.book.effective()])
 
 
 async def get(request: web.Request) -> web.StreamResponse:
     """Show the intention of a pair."""
     pair = _pair(request)
     found = request.app[RUN].prepared.book.find(pair)
-    return problem(404, not_found(pair)) if found is None else json(_shown(found))
+    return problem(404, not_found(pair)) if found is None else json(IntentionRecord.of(found))
 
 
-def _create(run: Run, source: str, destination: str, written: Written, *, replace: bool) -> None:
-    run.prepared.book.create(
-        source,
-        destination,
-        written.Action,
+def _create(run: Run, pair: Pair, written: Written, decided: Effect, *, replace: bool) -> Intention:
+    action, permissions, dry_run = decided
+    return run.prepared.book.create(
+        *pair,
+        action,
+        permissions=permissions,
+        dry_run=dry_run,
         description=written.Description,
         meta=written.Meta,
         replace=replace,
@@ -113,15 +100,19 @@ async def put(request: web.Request) -> web.StreamResponse:
     With `replace=0`, which Consul does not have, a pair that has one already is a 409.
     """
     run = request.app[RUN]
-    source, destination = _pair(request)
+    source, destination = pair = _pair(request)
     written = await body(request, Written)
     if complaint := _too_much(written, len(run.prepared.book.effective())):
         return problem(400, complaint)
+    replace = request.query.get("replace") != "0"
     try:
-        _create(run, source, destination, written, replace=request.query.get("replace") != "0")
+        decided = effect(destination, written.Action, written.Permissions, dry_run=written.DryRun)
+        created = _create(run, pair, written, decided, replace=replace)
+    except UnfitIntentionError as error:
+        return problem(400, str(error))
     except IntentionExistsError as error:
         return problem(409, str(error))
-    message = f"intention {source} => {destination} ({written.Action}) was set"
+    message = f"intention {created} was set"
     run.timeline.add("intention", destination, message, source=source, destination=destination)
     await asyncio.shield(run.enforce_intentions())
     return json(True)
@@ -151,16 +142,39 @@ async def match(request: web.Request) -> web.StreamResponse:
     effective = request.app[RUN].prepared.book.effective()
     names = (name, WILDCARD)
     found = [i for i in effective if (i.source if by == "source" else i.destination) in names]
-    return json({name: [_shown(i) for i in found]})
+    return json({name: [IntentionRecord.of(i) for i in found]})
 
 
 async def check(request: web.Request) -> web.StreamResponse:
-    """Decide about a pair."""
+    """Decide about a pair, and with `method`, `path` or `header` about a request.
+
+    `header` is `name:value` or `name=value`, and may be repeated. Consul knows only pairs, of which
+    those with permissions are denied.
+    """
     run = request.app[RUN]
     source, destination = _pair(request)
-    default = run.control.default_action
-    decision = decide(run.prepared.book.effective(), source, destination, default)
-    return json({"Allowed": decision.allowed, "Reason": decision.reason})
+    query = request.query
+    try:
+        about = asked(query.get("method"), query.get("path"), query.getall("header", []))
+    except UnaskableError as error:
+        return problem(400, str(error))
+    decision = decide(
+        run.prepared.book.effective(),
+        source,
+        destination,
+        run.control.default_action,
+        about,
+        # Of a service that is not known yet nothing says that it will not speak HTTP.
+        protocol=run.plan.configuration.protocol(destination) or "http",
+    )
+    return json(
+        {
+            "Allowed": decision.allowed,
+            "Reason": decision.reason,
+            "Permission": decision.permission,
+            "DryRun": decision.dry_run,
+        }
+    )
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (

@@ -1,12 +1,16 @@
-"""What was said and what happened: logs and events, from the past into the present."""
+"""What was said, what happened and what went over the mesh, from the past into the present."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
+import msgspec
 from aiohttp import web
 
-from meshrun.supervisor import logs
-from meshrun.supervisor.api.answers import RUN, Handler, Lines, want_number
+from meshrun.proxy.intentions import WILDCARD
+from meshrun.supervisor import access, logs
+from meshrun.supervisor.access import Entries, Entry
+from meshrun.supervisor.api.answers import RUN, Handler, Lines, problem, want, want_number
+from meshrun.supervisor.happening import Happening
 from meshrun.supervisor.run import Run
 from meshrun.supervisor.statedir import StateDir
 
@@ -15,6 +19,8 @@ __all__ = ["ROUTES"]
 # What a follower who does not read may let pile up before it is cut off: lines may be long.
 BACKLOG_LINES = 50_000
 BACKLOG_BYTES = 4 * 1024 * 1024
+# What an entry of the access log takes besides its longest texts.
+ENTRY_BYTES = 1024
 
 
 class _Feed:
@@ -26,8 +32,11 @@ class _Feed:
         self._more = asyncio.Event()
         self._overrun = False
 
-    def put(self, values: list[object], size: int = 0) -> None:
-        """Add values of about `size` bytes together; too much ends the feed."""
+    def put(self, values: list[object], size: int = 0) -> bool:
+        """Add values of about `size` bytes together; too much ends the feed, and makes this False.
+
+        Whoever pays for what comes should stop then: the follower may never read on.
+        """
         lines = len(self._waiting) + len(values)
         if lines > BACKLOG_LINES or self._bytes + size > BACKLOG_BYTES:
             self._overrun = True
@@ -35,6 +44,7 @@ class _Feed:
             self._waiting += values
             self._bytes += size
         self._more.set()
+        return not self._overrun
 
     async def get(self) -> list[object] | None:
         """Return what has come, None after too much has."""
@@ -48,11 +58,12 @@ class _Feed:
 async def _stream(
     request: web.Request,
     past: Awaitable[list[object]],
-    subscribe: Callable[[_Feed], Callable[[], None]],
+    subscribe: Callable[[_Feed], Callable[[], object]],
+    *,
+    following: bool,
 ) -> web.StreamResponse:
     feed = _Feed()
     lines = Lines(request)
-    following = request.query.get("follow") == "1"
     unsubscribe = subscribe(feed) if following else lambda: None
     try:
         before = await past
@@ -69,6 +80,15 @@ async def _stream(
     finally:
         unsubscribe()
     return lines.response
+
+
+def _follows(request: web.Request) -> bool:
+    return request.query.get("follow") == "1"
+
+
+def _want_last(request: web.Request) -> int | None:
+    number = want_number(request, "n", None)
+    return None if number is None else int(number)
 
 
 def _line(line: logs.Line) -> dict[str, object]:
@@ -90,8 +110,7 @@ async def show_logs(request: web.Request) -> web.StreamResponse:
     """Stream the output of apps."""
     run = request.app[RUN]
     names = set(run.resolve(request.query.getall("app", [])))
-    number = want_number(request, "n", None)
-    last = None if number is None else int(number)
+    last = _want_last(request)
     state = run.prepared.state
     # The past ends here and a follower begins here, however long the past takes to read: no line
     # is lost or shown twice, and the run goes on meanwhile.
@@ -107,7 +126,7 @@ async def show_logs(request: web.Request) -> web.StreamResponse:
 
         return run.logs.follow(put)
 
-    return await _stream(request, past, subscribe)
+    return await _stream(request, past, subscribe, following=_follows(request))
 
 
 async def show_events(request: web.Request) -> web.StreamResponse:
@@ -121,10 +140,80 @@ async def show_events(request: web.Request) -> web.StreamResponse:
     async def past() -> list[object]:
         return events
 
-    return await _stream(request, past(), lambda feed: run.timeline.follow(lambda e: feed.put([e])))
+    def subscribe(feed: _Feed) -> Callable[[], None]:
+        def put(event: Happening) -> None:
+            feed.put([event])
+
+        return run.timeline.follow(put)
+
+    return await _stream(request, past(), subscribe, following=_follows(request))
+
+
+def _size(entries: Entries) -> int:
+    return sum(
+        ENTRY_BYTES + len(entry.path) + len(entry.failure)
+        for entry in entries
+        if isinstance(entry, Entry)
+    )
+
+
+async def show_access(request: web.Request) -> web.StreamResponse:
+    """Stream the access log."""
+    run = request.app[RUN]
+    names = frozenset(request.query.getall("app", []))
+    run.resolve(names)  # raises for a name that nothing has
+    last = _want_last(request)
+    state = run.prepared.state
+    end = logs.end(state, logs.ACCESS)
+    following = _follows(request)
+    if not run.access.logging and (end is None or following):
+        return problem(409, "there is no access log: set mesh.access_log = true in mesh.toml")
+
+    def past() -> list[object]:
+        if end is None:
+            return []
+        return [msgspec.Raw(entry) for entry in access.tail(state, names, last, end)]
+
+    def subscribe(feed: _Feed) -> Callable[[], object]:
+        def put(entries: Entries) -> None:
+            chosen = [entry for entry in entries if access.concerns(entry, names)]
+            if chosen:
+                feed.put([*chosen], _size(chosen))
+
+        return run.access.follow(put)
+
+    return await _stream(request, asyncio.to_thread(past), subscribe, following=following)
+
+
+async def tap(request: web.Request) -> web.StreamResponse:
+    """Stream what goes from a service, or from any (`*`), to another; begins when all is seen."""
+    run = request.app[RUN]
+    source, destination = want(request, "source"), want(request, "destination")
+    run.want_service(destination)
+    if source != WILDCARD:
+        run.want_service(source)
+    if all(instance.inbound_port is None for instance in run.plan.of(destination)):
+        return problem(400, f"{destination} takes no calls (port = 0)")
+
+    def subscribe(feed: _Feed) -> Callable[[], None]:
+        def put(entries: Entries) -> None:
+            # One who does not read would have the sidecars record for nobody.
+            if not feed.put([*entries], _size(entries)):
+                stop()
+
+        stop = run.tap(put, None if source == WILDCARD else source, destination)
+        return stop
+
+    async def begun() -> list[object]:
+        await run.tapped()
+        return []
+
+    return await _stream(request, begun(), subscribe, following=True)
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/meshrun/logs", show_logs),
     ("GET", "/v1/meshrun/events", show_events),
+    ("GET", "/v1/meshrun/access", show_access),
+    ("GET", "/v1/meshrun/tap", tap),
 )

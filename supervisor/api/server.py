@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from meshrun.proxy.errors import MeshrunError
-from meshrun.supervisor.api import certificates, instances, intentions, records
+from meshrun.supervisor.api import certificates, instances, intentions, metrics, records
 from meshrun.supervisor.api.answers import END, RUN, Handler, problem
 from meshrun.supervisor.run import Run, StoppingError, UnknownNameError
 
@@ -62,7 +62,7 @@ async def serve(run: Run, end: Callable[[], None]) -> Server:
     application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
     application[RUN] = run
     application[END] = end
-    for module in (instances, records, certificates, intentions):
+    for module in (instances, records, certificates, intentions, metrics):
         for method, path, handler in module.ROUTES:
             application.router.add_route(method, path, handler)
     # Followers of a stream do not keep a run from ending.

@@ -27,6 +27,8 @@ program = LazyGroup(
         "ps": f"{_HERE}.ps",
         "logs": f"{_HERE}.output",
         "events": f"{_HERE}.output",
+        "tap": f"{_HERE}.tap",
+        "metrics": f"{_HERE}.metrics",
         "start": f"{_HERE}.control",
         "stop": f"{_HERE}.control",
         "restart": f"{_HERE}.control",

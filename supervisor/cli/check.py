@@ -21,7 +21,10 @@ __all__ = ["Call", "calls", "check"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Whether a service may call another; `declared` if it has it as an upstream."""
+    """Whether a service may call another; `declared` if it has it as an upstream.
+
+    With `per_request` an intention's permissions decide about each HTTP request.
+    """
 
     source: str
     destination: str
@@ -29,6 +32,7 @@ class Call:
     allowed: bool
     reason: str
     by_default: bool
+    per_request: bool = False
 
 
 @click.command()
@@ -68,15 +72,19 @@ def calls(plan: "Plan", intentions: "Sequence[Intention]", default: "Action") ->
             # An external service starts no calls; an app reaches itself without its sidecar.
             if source == destination or plan.of(source)[0].app is None:
                 continue
-            decision = decide(intentions, source, destination, default)
+            protocol = plan.of(destination)[0].protocol
+            decision = decide(intentions, source, destination, default, protocol=protocol)
+            deciding = decision.intention
+            per_request = bool(deciding and deciding.permissions) and protocol != "tcp"
             found.append(
                 Call(
                     source=source,
                     destination=destination,
                     declared=(source, destination) in declared,
                     allowed=decision.allowed,
-                    reason=decision.reason,
-                    by_default=decision.intention is None,
+                    reason=deciding.reference if deciding and per_request else decision.reason,
+                    by_default=deciding is None,
+                    per_request=per_request,
                 )
             )
     return found
@@ -151,13 +159,19 @@ def _calls(decided: Iterable[Call]) -> str | None:
     rows = [
         [
             f"{call.source} => {call.destination}",
-            click.style("allowed", fg="green") if call.allowed else click.style("denied", fg="red"),
+            _verdict(call),
             call.reason if call.declared else f"{call.reason} (not an upstream)",
         ]
         for call in decided
-        if call.declared or (call.allowed and not call.by_default)
+        if call.declared or ((call.allowed or call.per_request) and not call.by_default)
     ]
     return table(["CALL", "", "BY"], rows) if rows else None
+
+
+def _verdict(call: Call) -> str:
+    if call.per_request:
+        return click.style("per request", fg="yellow")
+    return click.style("allowed", fg="green") if call.allowed else click.style("denied", fg="red")
 
 
 def _json(plan: "Plan", decided: Iterable[Call]) -> str:

@@ -1,6 +1,8 @@
 """The API of a running mesh, called over the control socket in its state folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
@@ -11,7 +13,6 @@ from meshrun.supervisor.cli.records import (
     Event,
     Explanation,
     InstanceRow,
-    IntentionRecord,
     Leaf,
     LogLine,
     Outcome,
@@ -20,8 +21,10 @@ from meshrun.supervisor.cli.records import (
     Stopping,
     Verdict,
 )
+from meshrun.supervisor.cli.request_options import Asking
 from meshrun.supervisor.cli.transport import Response, TransportError, exchange
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
+from meshrun.supervisor.intention_json import IntentionRecord, PermissionRecord
 from meshrun.supervisor.statedir import StateDir
 
 __all__ = ["ApiError", "Client"]
@@ -99,6 +102,25 @@ class Client:
         query = _last(last, follow=follow)
         return self._stream("/v1/meshrun/events", Event, query, follow=follow)
 
+    def access(
+        self, names: Sequence[str], last: int | None, *, follow: bool
+    ) -> Generator[bytes, None, None]:
+        """Yield the JSON of entries of the access log, with `follow` until the run ends."""
+        query = [("app", name) for name in names] + _last(last, follow=follow)
+        return self._lines("/v1/meshrun/access", query, follow=follow)
+
+    def tap(self, source: str, destination: str) -> Generator[bytes, None, None]:
+        """Yield the JSON of what goes from a source (or `*`) to a destination, as it happens.
+
+        Returns when the sidecars record; they do until it is closed.
+        """
+        query = {"source": source, "destination": destination}
+        return self._lines("/v1/meshrun/tap", query, follow=True)
+
+    def metrics(self) -> str:
+        """Return the page for Prometheus."""
+        return self._fetch("GET", "/metrics").decode()
+
     def env(self, instance: str) -> dict[str, str]:
         """Return the environment of an instance."""
         return self._ask("GET", f"/v1/meshrun/env/{quote(instance, safe='')}", dict[str, str])
@@ -135,16 +157,21 @@ class Client:
         destination: str,
         action: str,
         *,
+        permissions: Sequence[PermissionRecord] = (),
+        dry_run: bool = False,
         description: str,
         meta: Mapping[str, str],
         replace: bool,
     ) -> None:
         """Create an intention, or with `replace` put it in place of another.
 
-        Returns when every sidecar enforces it.
+        With `permissions` the action is left out. Returns when every sidecar enforces it.
         """
         pair = {"source": source, "destination": destination}
-        body = {"SourceType": "consul", "Action": action, "Description": description, "Meta": meta}
+        decides = {"Permissions": permissions} if permissions else {"Action": action}
+        dry = {"DryRun": True} if dry_run else {}
+        notes = {"Description": description, "Meta": meta}
+        body = {"SourceType": "consul", **decides, **dry, **notes}
         self._ask(
             "PUT",
             "/v1/connect/intentions/exact",
@@ -174,9 +201,9 @@ class Client:
         )
         return found.get(name, [])
 
-    def check_intention(self, source: str, destination: str) -> Check:
-        """Return whether a source may call a destination."""
-        query = {"source": source, "destination": destination}
+    def check_intention(self, source: str, destination: str, about: Asking) -> Check:
+        """Return whether a source may call a destination, or make the request that is described."""
+        query = [("source", source), ("destination", destination), *about.query()]
         return self._ask("GET", "/v1/connect/intentions/check", Check, query=query)
 
     def _ask(
@@ -189,6 +216,18 @@ class Client:
         body: object = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> T:
+        answer = self._fetch(method, path, query=query, body=body, timeout_s=timeout_s)
+        return _decoded(answer, kind)
+
+    def _fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query = (),
+        body: object = None,
+        timeout_s: float | None = ANSWER_TIMEOUT_S,
+    ) -> bytes:
         with self._state.connect(CONNECT_TIMEOUT_S) as connection:
             connection.settimeout(timeout_s)
             target = f"{path}?{urlencode(query)}" if query else path
@@ -199,18 +238,36 @@ class Client:
             except TransportError as error:
                 raise self._lost(error) from error
         _refuse(response, answer)
-        return _decoded(answer, kind)
+        return answer
 
     def _stream(self, path: str, kind: type[T], query: Query, *, follow: bool) -> Iterator[T]:
-        with self._state.connect(CONNECT_TIMEOUT_S) as connection:
+        return (_decoded(line, kind) for line in self._lines(path, query, follow=follow))
+
+    def _lines(self, path: str, query: Query, *, follow: bool) -> Generator[bytes, None, None]:
+        # Asked here and not with the first line: whoever calls knows that it has begun.
+        connection = self._state.connect(CONNECT_TIMEOUT_S)
+        with ExitStack() as stack:
+            stack.enter_context(connection)
             connection.settimeout(None if follow else ANSWER_TIMEOUT_S)
             target = f"{path}?{urlencode(query)}" if query else path
             try:
                 response = exchange(connection, "GET", target, None)
                 if response.status >= 400:
                     _refuse(response, response.body())
-                for line in response.lines():
-                    yield _decoded(line, kind)
+            except TransportError as error:
+                raise self._lost(error) from error
+            stack.pop_all()
+        lines = self._read_lines(connection, response, follow=follow)
+        next(lines)  # from here on to close it is to close the connection
+        return lines
+
+    def _read_lines(
+        self, connection: socket.socket, response: Response, *, follow: bool
+    ) -> Generator[bytes, None, None]:
+        with connection:
+            try:
+                yield b""
+                yield from response.lines()
             except TransportError as error:
                 # A stream that is followed ends with the mesh, and that is no error.
                 if not (follow and not self.is_running()):

@@ -4,17 +4,19 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
+from typing import Protocol as Interface
 
 import click
 
-from meshrun.proxy.intentions import WILDCARD, Intention, decide
+from meshrun.proxy.intentions import WILDCARD, Intention, Protocol, decide
 from meshrun.supervisor.cli.client import Client
-from meshrun.supervisor.cli.intention_arguments import Wanted
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import Check
+from meshrun.supervisor.cli.request_options import Asking
 from meshrun.supervisor.errors import ConfigError
 from meshrun.supervisor.intention_book import Pair
+from meshrun.supervisor.intention_json import permission_records
 
 if TYPE_CHECKING:
     from meshrun.supervisor.configuration.model import Configuration
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Access", "open_access"]
 
 
-class Access(Protocol):
+class Access(Interface):
     """What the commands do with intentions."""
 
     def effective(self) -> Sequence[Intention]:
@@ -35,10 +37,10 @@ class Access(Protocol):
     def match(self, by: Literal["source", "destination"], name: str) -> Sequence[Intention]:
         """Return what may decide about a source or a destination."""
 
-    def check(self, pair: Pair) -> Check:
-        """Decide about a pair."""
+    def check(self, pair: Pair, about: Asking) -> Check:
+        """Decide about a pair, or about a request of one to the other."""
 
-    def put(self, wanted: Wanted, *, replace: bool) -> None:
+    def put(self, wanted: Intention, *, replace: bool) -> None:
         """Create, or with `replace` put in place of another; returns when it is enforced.
 
         Raises MeshrunError where the pair has one already and is not to be replaced.
@@ -49,6 +51,9 @@ class Access(Protocol):
 
     def warn_of_unknown(self, pair: Pair) -> None:
         """Say on stderr which of the names no service has."""
+
+    def protocol(self, service: str) -> Protocol | None:
+        """Return what a service speaks, None where no service has that name."""
 
 
 @contextlib.contextmanager
@@ -79,13 +84,15 @@ class _Running:
     def match(self, by: Literal["source", "destination"], name: str) -> Sequence[Intention]:
         return [record.intention() for record in self._client.match_intentions(by, name)]
 
-    def check(self, pair: Pair) -> Check:
-        return self._client.check_intention(*pair)
+    def check(self, pair: Pair, about: Asking) -> Check:
+        return self._client.check_intention(*pair, about)
 
-    def put(self, wanted: Wanted, *, replace: bool) -> None:
+    def put(self, wanted: Intention, *, replace: bool) -> None:
         self._client.put_intention(
             *wanted.pair,
             wanted.action,
+            permissions=permission_records(wanted.permissions),
+            dry_run=wanted.dry_run,
             description=wanted.description,
             meta=wanted.meta,
             replace=replace,
@@ -97,6 +104,9 @@ class _Running:
     def warn_of_unknown(self, pair: Pair) -> None:
         known = {row.app for row in self._client.instances()}
         _warn_of_unknown(pair, known, lambda: _in_file(self._place))
+
+    def protocol(self, service: str) -> Protocol | None:
+        return self._client.run().protocols.get(service)
 
 
 def _in_file(place: Place) -> set[str]:
@@ -133,19 +143,32 @@ class _Stored:
             i for i in self.effective() if (i.source if by == "source" else i.destination) in sides
         ]
 
-    def check(self, pair: Pair) -> Check:
+    def check(self, pair: Pair, about: Asking) -> Check:
         from meshrun.supervisor.cli import offline
 
-        decision = decide(self.effective(), *pair, offline.default_action(self._configuration))
-        return Check(allowed=decision.allowed, reason=decision.reason)
+        decision = decide(
+            self.effective(),
+            *pair,
+            offline.default_action(self._configuration),
+            about.request(),
+            protocol=self.protocol(pair[1]) or "http",
+        )
+        return Check(
+            allowed=decision.allowed,
+            reason=decision.reason,
+            permission=decision.permission,
+            dry_run=decision.dry_run,
+        )
 
-    def put(self, wanted: Wanted, *, replace: bool) -> None:
+    def put(self, wanted: Intention, *, replace: bool) -> None:
         import uuid
 
         with self._writing() as book:
             book.create(
                 *wanted.pair,
                 wanted.action,
+                permissions=wanted.permissions,
+                dry_run=wanted.dry_run,
                 description=wanted.description,
                 meta=wanted.meta,
                 replace=replace,
@@ -160,6 +183,9 @@ class _Stored:
     def warn_of_unknown(self, pair: Pair) -> None:
         if self._configuration is not None:
             _warn_of_unknown(pair, _services(self._configuration), set)
+
+    def protocol(self, service: str) -> Protocol | None:
+        return None if self._configuration is None else self._configuration.protocol(service)
 
     def _reading(self) -> "AbstractContextManager[IntentionBook]":
         from meshrun.supervisor.cli import offline

@@ -1,18 +1,20 @@
 """What the arguments of `meshrun intentions` mean; messages as in Consul where it has them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from meshrun.proxy.intentions import WILDCARD, Action
+from meshrun.proxy.intentions import WILDCARD, Action, Intention, Permission
 from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.intention_json import PermissionRecord
 
 __all__ = [
     "ArgumentsError",
     "Pairing",
-    "Wanted",
     "meta_entry",
+    "permissions_for",
     "read_wanted",
     "sought",
     "target",
@@ -21,6 +23,9 @@ __all__ = [
 
 # In a mesh of one machine there is one of each; Consul's names for it are accepted.
 DEFAULT = "default"
+
+# A protocol, not a method, but some say it so.
+ANY_METHOD = ("http", "*")
 
 _ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
@@ -38,35 +43,67 @@ class Pairing:
     destination: str | None = None
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """An intention to create, as a file given to `create -file` has it."""
+class _InFile(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """An intention as a file given to `create -file` has it."""
 
     source_name: str
     destination_name: str
-    action: Action = "allow"
+    action: str | None = None
+    permissions: list[PermissionRecord] | None = None
+    dry_run: bool = False
     description: str = ""
     meta: dict[str, str] = {}
-    permissions: list[msgspec.Raw] | None = None
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Source and destination."""
-        return self.source_name, self.destination_name
+    jwt: object = msgspec.field(name="JWT", default=None)
 
 
-def read_wanted(content: bytes, file: str) -> Wanted:
+def read_wanted(content: bytes, file: str) -> Intention:
     """Read an intention in the JSON of Consul's API. Raises ArgumentsError."""
+    from meshrun.supervisor.intention_checks import UnfitIntentionError, effect
+
     try:
-        wanted = msgspec.json.decode(content, type=Wanted)
+        found = msgspec.json.decode(content, type=_InFile)
     except msgspec.DecodeError as error:
         raise ArgumentsError(f"cannot read an intention from {file}: {error}") from error
-    if wanted.permissions:
-        raise ArgumentsError(
-            f"cannot create the intention in {file}: intentions per HTTP request (Permissions) "
-            "are not supported yet"
-        )
-    source, destination = target(wanted.source_name), target(wanted.destination_name)
-    return msgspec.structs.replace(wanted, source_name=source, destination_name=destination)
+    if found.jwt is not None:
+        raise ArgumentsError(f"cannot create the intention in {file}: JWT is not supported")
+    source, destination = target(found.source_name), target(found.destination_name)
+    # Without a word the command allows, and so does a file.
+    action = found.action or (None if found.permissions else "allow")
+    try:
+        decided = effect(destination, action, found.permissions, dry_run=found.dry_run)
+    except UnfitIntentionError as error:
+        raise ArgumentsError(f"cannot create the intention in {file}: {error}") from error
+    return Intention(
+        source=source,
+        destination=destination,
+        action=decided[0],
+        permissions=decided[1],
+        dry_run=decided[2],
+        description=found.description,
+        meta=found.meta,
+    )
+
+
+def permissions_for(verbs: Sequence[str], action: Action) -> tuple[Permission, ...]:
+    """Return the permission that -verb stands for, none where any method is meant.
+
+    `http` and `*` are any method. Raises ArgumentsError.
+    """
+    from meshrun.supervisor.configuration.conditions import method
+    from meshrun.supervisor.configuration.values import UnfitError
+
+    names = [name.strip() for verb in verbs for name in verb.split(",")]
+    if any(name.lower() in ANY_METHOD for name in names):
+        if len(names) > 1:
+            raise ArgumentsError("-verb http and -verb '*' mean any method, and stand alone")
+        return ()
+    methods = []
+    for name in names:
+        try:
+            methods.append(method(name.upper()))
+        except UnfitError as error:
+            raise ArgumentsError(f"cannot use -verb {name}: a method {error}") from error
+    return (Permission(action=action, methods=tuple(dict.fromkeys(methods))),) if methods else ()
 
 
 def two_services(given: Pairing) -> tuple[str, str]:

@@ -6,24 +6,25 @@ from typing import Literal
 import click
 import msgspec
 
-from meshrun.proxy.intentions import Intention, precedence
+from meshrun.proxy.intentions import WILDCARD, Action, Intention, precedence
 from meshrun.supervisor.cli.columns import table
 from meshrun.supervisor.cli.group import Group
 from meshrun.supervisor.cli.intention_access import Access, open_access
 from meshrun.supervisor.cli.intention_arguments import (
     ArgumentsError,
     Pairing,
-    Wanted,
     meta_entry,
+    permissions_for,
     read_wanted,
     sought,
     target,
     two_services,
 )
 from meshrun.supervisor.cli.place import Place
-from meshrun.supervisor.cli.records import IntentionRecord
+from meshrun.supervisor.cli.request_options import Asking, request_options
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.intention_book import IntentionNotFoundError, not_found
+from meshrun.supervisor.intention_json import IntentionRecord, permission_records
 
 __all__ = ["intentions"]
 
@@ -87,6 +88,7 @@ def intentions() -> None:
     \b
     meshrun intentions create web db           web may call db
     meshrun intentions create -deny '*' db     nobody else may
+    meshrun intentions create -verb GET api db GET only, the rest by the default
     meshrun intentions check web db            Allowed
     meshrun intentions delete web db
     """
@@ -102,7 +104,14 @@ def intentions() -> None:
 @click.option(
     "--file", "from_files", is_flag=True, help="The arguments are JSON files, - is stdin."
 )
-@click.option("--verb", hidden=True)
+@click.option(
+    "--verb",
+    "verbs",
+    metavar="METHOD,…",
+    multiple=True,
+    help="Only requests of these methods; http or * is any.",
+)
+@click.option("--dry-run", is_flag=True, help="Let through and report what it would deny.")
 @click.pass_obj
 def create(
     place: Place,
@@ -115,9 +124,13 @@ def create(
     description: str,
     meta: tuple[str, ...],
     from_files: bool,
-    verb: str | None,
+    verbs: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Let SRC call DST, or with -deny keep it from that.
+
+    With -verb it is about HTTP requests of these methods only, and the default decides about all
+    others. A file can say more of requests (Permissions).
 
     Returns when every sidecar enforces it; a deny also closes the connections that it forbids. A
     pair has one intention: another one fails unless -replace is given.
@@ -125,25 +138,31 @@ def create(
     \b
     meshrun intentions create web db
     meshrun intentions create -deny -replace web db
+    meshrun intentions create -from web -to api -verb GET,HEAD
     meshrun intentions create -from web -to db -meta team=shop -description "orders"
     echo '{"SourceName": "web", "DestinationName": "db"}' | meshrun intentions create -file -
     """
-    if verb is not None:
-        raise ArgumentsError(
-            "cannot create an intention with -verb: intentions per HTTP request are not supported "
-            "yet; without -verb it is about every call"
-        )
     if allow and deny:
         raise ArgumentsError("Only one of -allow or -deny may be specified.")
     if from_files:
+        if verbs or dry_run:
+            raise ArgumentsError("-verb and -dry-run are not for -file: the file says it")
         wanted = _from_files(names)
     else:
-        pair = two_services(Pairing(names, source, destination))
+        source, destination = two_services(Pairing(names, source, destination))
+        action: Action = "deny" if deny else "allow"
+        permissions = permissions_for(verbs, action)
+        if permissions and destination == WILDCARD:
+            raise ArgumentsError("-verb needs one destination: not all of '*' need speak HTTP")
+        if dry_run and not permissions and not deny:
+            raise ArgumentsError("-dry-run would deny nothing: it is for -deny and for -verb")
         wanted = [
-            Wanted(
-                source_name=pair[0],
-                destination_name=pair[1],
-                action="deny" if deny else "allow",
+            Intention(
+                source=source,
+                destination=destination,
+                action="deny" if permissions else action,
+                permissions=permissions,
+                dry_run=dry_run,
                 description=description,
                 meta=dict(meta_entry(entry) for entry in meta),
             )
@@ -153,7 +172,7 @@ def create(
             _create(access, one, replace=replace)
 
 
-def _from_files(names: Sequence[str]) -> list[Wanted]:
+def _from_files(names: Sequence[str]) -> list[Intention]:
     if not names:
         raise ArgumentsError("Must specify at least one file, or - for the standard input")
     wanted = []
@@ -166,18 +185,24 @@ def _from_files(names: Sequence[str]) -> list[Wanted]:
     return wanted
 
 
-def _create(access: Access, wanted: Wanted, *, replace: bool) -> None:
+def _create(access: Access, wanted: Intention, *, replace: bool) -> None:
     # Only for what is said of it; whether it may be made is decided where it is kept.
     replaces = replace and access.find(wanted.pair) is not None
     access.warn_of_unknown(wanted.pair)
+    if wanted.permissions and access.protocol(wanted.destination) == "tcp":
+        message = (
+            f"warning: {wanted.destination} is a tcp service: an intention about HTTP requests "
+            "denies every call to it"
+        )
+        click.echo(click.style(message, fg="yellow"), err=True)
     access.put(wanted, replace=replace)
     if not replaces:
-        source, destination = wanted.pair
-        click.echo(f"Created: {source} => {destination} ({wanted.action})")
+        click.echo(f"Created: {wanted}")
 
 
 @intentions.command(cls=_Check)
 @_pair_arguments
+@request_options
 @_json
 @click.pass_obj
 def check(
@@ -185,17 +210,25 @@ def check(
     names: tuple[str, ...],
     source: str | None,
     destination: str | None,
+    method: str | None,
+    path: str | None,
+    headers: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Say whether SRC may call DST: `Allowed` or `Denied`.
+    """Say whether SRC may call DST, or make one HTTP request to it: `Allowed` or `Denied`.
 
-    Exits 0 where it may, 1 where it may not, 2 where that cannot be said. `meshrun why SRC DST`
-    names the intention that decides.
+    Exits 0 where it may, 1 where it may not, 2 where that cannot be said. An intention about
+    requests is `Denied` where none is described, as in Consul. --json names what decides, and so
+    does `meshrun why SRC DST`.
+
+    \b
+    meshrun intentions check web db
+    meshrun intentions check web api --method POST --path '/orders?all' -H x-role=admin
     """
     pair = two_services(Pairing(names, source, destination))
     with open_access(place) as access:
         access.warn_of_unknown(pair)
-        found = access.check(pair)
+        found = access.check(pair, Asking(method, path, headers))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
@@ -248,7 +281,7 @@ def list_all(place: Place, as_json: bool) -> int:
         table(
             ["ID", "Source", "Action", "Destination", "Precedence", "Origin"],
             [
-                [i.id, i.source, i.action, i.destination, str(precedence(i)), i.where or i.origin]
+                [i.id, i.source, i.effect, i.destination, str(precedence(i)), i.where or i.origin]
                 for i in found
             ],
         )
@@ -311,7 +344,8 @@ def _described(intention: Intention) -> list[str]:
     facts = [
         ("Source", intention.source),
         ("Destination", intention.destination),
-        ("Action", intention.action),
+        *([] if intention.permissions else [("Action", intention.action)]),
+        *([("Dry Run", "yes")] if intention.dry_run else []),
         ("ID", intention.id),
     ]
     if intention.description:
@@ -321,7 +355,11 @@ def _described(intention: Intention) -> list[str]:
         facts.append(("Created At", _rfc850(intention.created_at)))
     facts.append(("Defined In", intention.where or intention.origin))
     width = max(len(name) for name, _ in facts) + 2
-    return [f"{name + ':':<{width}}{value}" for name, value in facts]
+    lines = [f"{name + ':':<{width}}{value}" for name, value in facts]
+    if intention.permissions:
+        records = msgspec.json.encode(permission_records(intention.permissions))
+        lines += ["Permissions:", msgspec.json.format(records, indent=2).decode()]
+    return lines
 
 
 def _rfc850(at: float) -> str:

@@ -17,7 +17,13 @@ __all__ = ["events", "logs"]
 # What `events` shows without -n; more of them are kept.
 EVENTS_SHOWN = 100
 
-_COLOURS = {"denied": "red", "failed": "red", "crash-loop": "red", "exited": "yellow"}
+_COLOURS = {
+    "denied": "red",
+    "failed": "red",
+    "crash-loop": "red",
+    "exited": "yellow",
+    "would-deny": "yellow",
+}
 
 _follow = click.option(
     "-f", "--follow", is_flag=True, help="Go on with what comes, until the mesh ends or Ctrl-C."
@@ -35,17 +41,39 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print an object a 
     type=click.IntRange(min=0),
     help="Only the last N lines of each instance.",
 )
+@click.option(
+    "--access",
+    is_flag=True,
+    help="The access log (mesh.access_log): each request and connection that is over.",
+)
 @_json
 @click.pass_obj
 def logs(
-    place: Place, apps: tuple[str, ...], follow: bool, last: int | None, as_json: bool
+    place: Place,
+    apps: tuple[str, ...],
+    follow: bool,
+    last: int | None,
+    access: bool,
+    as_json: bool,
 ) -> None:
     """Print what the apps wrote, each line after the name of its instance.
 
     APP is an app (`web`) or one instance (`web.1`); none means all. Without -f this works after
-    the mesh has ended, too.
+    the mesh has ended, too. With --access, APP is who called or was called, and -n counts all
+    lines together.
     """
     running = place.running()
+    if access:
+        from meshrun.supervisor.cli.tap import print_access
+
+        if running is not None:
+            entries: Iterable[bytes] = running.access(apps, last, follow=follow)
+        elif follow:
+            raise NotRunningError("cannot follow the access log: no mesh runs here")
+        else:
+            entries = _stored_access(place, apps, last)
+        print_access(entries, as_json=as_json, dates=True)
+        return
     if running is not None:
         names = _chosen([row.instance for row in running.instances()], apps)
         lines: Iterable[LogLine] = running.logs(apps, last, follow=follow)
@@ -127,6 +155,19 @@ def _stored_lines(
         *(stored.tail(state, name, last) for name in names), key=lambda line: line.at
     )
     return names, (LogLine(line.at, line.instance, line.stream, line.text) for line in found)
+
+
+def _stored_access(place: Place, apps: Sequence[str], last: int | None) -> list[bytes]:
+    from meshrun.supervisor import access
+    from meshrun.supervisor import logs as stored
+
+    try:
+        state = place.open_state()
+    except NotRunningError as error:
+        raise NotRunningError(f"there is no access log: {error}") from error
+    if stored.end(state, stored.ACCESS) is None:
+        raise MeshrunError("there is no access log: set mesh.access_log = true in mesh.toml")
+    return access.tail(state, apps, last)
 
 
 def _stored_events(place: Place, last: int) -> list[Event]:

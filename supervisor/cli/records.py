@@ -1,17 +1,19 @@
 """What the API of a running mesh answers, as the commands read it; fields not named are ignored."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from meshrun.proxy.intentions import Action, Intention, precedence
+from meshrun.proxy.intentions import Action, Protocol
 
 __all__ = [
+    "AccessLine",
     "Check",
     "Event",
     "Explanation",
     "InstanceRow",
-    "IntentionRecord",
     "Leaf",
     "LogLine",
     "Outcome",
@@ -23,7 +25,7 @@ __all__ = [
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A run; `started_at` in wall-clock seconds."""
+    """A run; `started_at` in wall-clock seconds. `protocols` has that of each service."""
 
     run_id: str
     pid: int
@@ -35,6 +37,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
     state_dir: str
     isolated: bool = False
+    protocols: Mapping[str, Protocol] = {}
 
 
 class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +113,35 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 1
 
 
+class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request or connection that is over, or how many were lost (`meshrun.supervisor.access`).
+
+    `time` is when it began.
+    """
+
+    time: datetime
+    kind: Literal["request", "connection", "lost"]
+    source: str = ""
+    identity: str = ""
+    destination: str = ""
+    instance: str = ""
+    reporter: str = ""
+    duration_s: float = 0.0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    method: str = ""
+    path: str = ""
+    protocol: str = ""
+    status: int = 0
+    request_id: str = ""
+    authority: str = ""
+    user_agent: str = ""
+    denied: bool = False
+    dry_run: bool = False
+    failure: str = ""
+    lost: int = 0
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Why an instance is in its state."""
 
@@ -149,71 +181,13 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     pem: str
 
 
-class Check(msgspec.Struct, frozen=True, rename="pascal"):
-    """Whether a call is allowed, and by what."""
+class Check(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """Whether a call is allowed, and by what; `permission` is the number of the one that decided.
+
+    With `dry_run` it would be denied, and is let through.
+    """
 
     allowed: bool
     reason: str = ""
-
-
-class IntentionRecord(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
-    """An intention in the JSON of Consul's API; times in RFC 3339."""
-
-    id: str = msgspec.field(name="ID")
-    description: str = ""
-    source_ns: str = msgspec.field(name="SourceNS", default="default")
-    source_name: str
-    destination_ns: str = msgspec.field(name="DestinationNS", default="default")
-    destination_name: str
-    source_type: str = "consul"
-    action: Action
-    meta: dict[str, str] = {}
-    precedence: int
-    created_at: str
-    updated_at: str
-    origin: Literal["file", "runtime"]
-    where: str = ""
-
-    @classmethod
-    def of(cls, intention: Intention) -> "IntentionRecord":
-        """Return the record of an intention."""
-        created = _rfc3339(intention.created_at)
-        return cls(
-            id=intention.id,
-            description=intention.description,
-            source_name=intention.source,
-            destination_name=intention.destination,
-            action=intention.action,
-            meta=intention.meta,
-            precedence=precedence(intention),
-            created_at=created,
-            updated_at=created,
-            origin=intention.origin,
-            where=intention.where,
-        )
-
-    def intention(self) -> Intention:
-        """Return the intention of this record."""
-        return Intention(
-            source=self.source_name,
-            destination=self.destination_name,
-            action=self.action,
-            id=self.id,
-            origin=self.origin,
-            where=self.where,
-            description=self.description,
-            meta=self.meta,
-            created_at=_wall_clock_s(self.created_at),
-        )
-
-
-def _rfc3339(at: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at, tz=UTC).isoformat().replace("+00:00", "Z")
-
-
-def _wall_clock_s(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text).timestamp()
+    permission: int | None = None
+    dry_run: bool = False

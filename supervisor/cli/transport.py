@@ -5,9 +5,10 @@ time that `meshrun ps` may take. This speaks to meshrun's own server only, over 
 request a connection; RFC 9112 sections 4, 6 and 7.1.
 """
 
+import io
 import socket
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from meshrun.supervisor.errors import MeshrunError
 
@@ -119,14 +120,14 @@ def exchange(connection: socket.socket, method: str, target: str, body: bytes | 
         connection.sendall("\r\n".join([*head, "", ""]).encode("ascii") + (body or b""))
     except OSError as error:
         raise _failed(error) from error
-    reader: BinaryIO = connection.makefile("rb")
-    return Response(_Patient(reader))
+    # Not `makefile`: the connection would stay open as long as anybody holds the answer.
+    return Response(_Patient(io.BufferedReader(socket.SocketIO(connection, "rb"))))
 
 
 class _Patient:
     """A reader of a socket whose time-outs and resets are TransportErrors."""
 
-    def __init__(self, reader: BinaryIO) -> None:
+    def __init__(self, reader: io.BufferedReader) -> None:
         self._reader = reader
 
     def readline(self, limit: int, /) -> bytes:
@@ -137,7 +138,7 @@ class _Patient:
 
     def read1(self, size: int, /) -> bytes:
         try:
-            return self._reader.read1(size)  # type: ignore[attr-defined, no-any-return]
+            return self._reader.read1(size)
         except OSError as error:
             raise _failed(error) from error
 

@@ -146,7 +146,7 @@ class External:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """The `[mesh]` table."""
+    """The `[mesh]` table; `access_log` is whether each request and connection is logged."""
 
     name: str
     default_intention: Action = "deny"
@@ -154,6 +154,7 @@ class Mesh:
     app_ports: PortRange = PortRange(20000, 20999)
     leaf_ttl_s: float = 86400.0
     state_dir: str = ".meshrun"
+    access_log: bool = False
 
     @property
     def trust_domain(self) -> str:
@@ -171,3 +172,8 @@ class Configuration:
     apps: Mapping[str, App]
     services: Mapping[str, External]
     intentions: tuple[Intention, ...]
+
+    def protocol(self, service: str) -> Protocol | None:
+        """Return what a service speaks, None where no app or service has that name."""
+        found = self.apps.get(service) or self.services.get(service)
+        return found.protocol if found else None

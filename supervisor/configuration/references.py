@@ -13,8 +13,8 @@ from meshrun.supervisor.configuration.model import (
     Condition,
     Configuration,
     HttpProbe,
-    Protocol,
 )
+from meshrun.supervisor.configuration.permissions import CONDITION_KEYS
 from meshrun.supervisor.configuration.tables import Document, Place, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, quoted
@@ -54,11 +54,6 @@ def check(
 
 def _services(configuration: Configuration) -> list[str]:
     return [*configuration.apps, *configuration.services]
-
-
-def _protocol(configuration: Configuration, service: str) -> Protocol:
-    found = configuration.apps.get(service) or configuration.services.get(service)
-    return found.protocol if found else "tcp"
 
 
 def _check_names(document: Document, configuration: Configuration) -> None:
@@ -235,7 +230,9 @@ def _check_environment(document: Document, configuration: Configuration, app: Ap
 
 
 def _injected_variables(configuration: Configuration, app: App) -> dict[str, str]:
-    upstreams = [(u.name, _protocol(configuration, u.service)) for u in app.upstreams if u.name]
+    upstreams = [
+        (u.name, configuration.protocol(u.service) or "tcp") for u in app.upstreams if u.name
+    ]
     return variables(upstreams, has_port=app.port != 0)
 
 
@@ -285,6 +282,8 @@ def _check_intentions(
         for key, name in (("from", intention.source), ("to", intention.destination)):
             if name and name not in known:
                 document.report_value((*path, key), _unknown(name, configuration))
+        if intention.permissions:
+            _check_requests(document, configuration, path, intention.destination)
         if not all(intention.pair):
             continue
         other = first.setdefault(intention.pair, path)
@@ -294,3 +293,22 @@ def _check_intentions(
                 f"{intention.source} => {intention.destination} has an intention on line "
                 f"{document.key(other).line} already, and again on line {document.key(path).line}",
             )
+
+
+def _check_requests(
+    document: Document, configuration: Configuration, path: KeyPath, destination: str
+) -> None:
+    """Report permissions towards what they cannot be about."""
+    first = next(k for k in ("permissions", *CONDITION_KEYS) if (*path, k) in document.positions)
+    at = (*path, first)
+    if destination == WILDCARD:
+        document.report_key(
+            at, f'{dotted(at)} needs one service in "to": not all of "*" need speak HTTP'
+        )
+    elif configuration.protocol(destination) == "tcp":
+        section = "apps" if destination in configuration.apps else "services"
+        document.report_key(
+            at,
+            f"{dotted(at)} is about HTTP requests, and {destination} is a tcp service: "
+            f'give {dotted((section, destination))} protocol = "http" (or "http2", "grpc")',
+        )

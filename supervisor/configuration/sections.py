@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import get_args
 
-from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS
 from meshrun.supervisor.configuration.model import (
     App,
@@ -25,6 +25,7 @@ from meshrun.supervisor.configuration.model import (
     TcpProbe,
     UpstreamReference,
 )
+from meshrun.supervisor.configuration.permissions import ACTIONS, EFFECT_KEYS, read_effect
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.values import (
@@ -49,7 +50,6 @@ from meshrun.supervisor.configuration.values import (
 
 __all__ = ["intention_id", "mesh_name", "read_app", "read_intentions", "read_mesh", "read_services"]
 
-ACTIONS: tuple[Action, ...] = get_args(Action)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 RESTART_POLICIES: tuple[RestartPolicy, ...] = get_args(RestartPolicy)
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
@@ -73,10 +73,7 @@ PROBE_KINDS = ("http", "tcp")
 PROBE_KINDS_LATER = ("exec", "log", "notify")
 SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections", "idle_timeout")
 SERVICE_KEYS_LATER = ("alive",)
-INTENTION_KEYS = ("from", "to", "action")
-INTENTION_KEYS_LATER = (
-    *("methods", "path_exact", "path_prefix", "path_regex", "headers", "permissions"),
-)
+INTENTION_KEYS = ("from", "to", *EFFECT_KEYS)
 
 MOST_INSTANCES = 100
 MOST_WORKERS = 64
@@ -106,10 +103,6 @@ def read_mesh(top: Table, default_name: str) -> Mesh:
     """Read `[mesh]`; `procfile` is for who reads files."""
     table = top.table("mesh") or Table(top.document, ("mesh",), {})
     table.allow(MESH_KEYS)
-    if table.read("access_log", boolean, False):
-        table.document.report_value(
-            ("mesh", "access_log"), "mesh.access_log = true is not supported yet"
-        )
     mesh = Mesh(
         name=table.read("name", service_name, default_name),
         default_intention=table.read("default_intention", choice(ACTIONS), "deny"),
@@ -119,6 +112,7 @@ def read_mesh(top: Table, default_name: str) -> Mesh:
             "leaf_ttl", duration(_SHORTEST_LEAF_TTL, _LONGEST_LEAF_TTL), Mesh(name="").leaf_ttl_s
         ),
         state_dir=table.read("state_dir", text, Mesh(name="").state_dir),
+        access_log=table.read("access_log", boolean, False),
     )
     if mesh.ports.first <= mesh.app_ports.last and mesh.app_ports.first <= mesh.ports.last:
         key = "app_ports" if "app_ports" in table else "ports"
@@ -363,13 +357,16 @@ def read_intentions(top: Table, file_name: str) -> list[tuple[KeyPath, Intention
         table = top.nested(value, path, '{ from = "web", to = "backend" }')
         if table is None:
             continue
-        table.allow(INTENTION_KEYS, INTENTION_KEYS_LATER)
+        table.allow(INTENTION_KEYS)
         source = table.required("from", text, "")
         destination = table.required("to", text, "")
+        action, permissions, dry_run = read_effect(table)
         intention = Intention(
             source=source,
             destination=destination,
-            action=table.read("action", choice(ACTIONS), "allow"),
+            action=action,
+            permissions=permissions,
+            dry_run=dry_run,
             id=intention_id(source, destination),
             origin="file",
             where=f"{file_name}:{table.document.key(path).line}",

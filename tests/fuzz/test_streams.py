@@ -16,6 +16,7 @@ from random import Random
 from typing import cast
 
 import pytest
+from support.callers import caller
 from support.sampling import sample
 from support.tlspair import TlsPairs, run, tcp_pair, unix_pair, until
 
@@ -204,7 +205,7 @@ class Link:
         self._opened = 0
         self._waiting: asyncio.TimerHandle | None = None
         self.near = OutboundTunnel(Pump(poller, client), Near(self), ENDPOINT, NONE, 0.0)
-        self.far = InboundTunnel(Pump(poller, server), Far(self), "client", NONE, 0.0)
+        self.far = InboundTunnel(Pump(poller, server), Far(self), caller("client"), NONE, 0.0)
         self.near.start()
         self.far.start()
 

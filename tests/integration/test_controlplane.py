@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from meshrun.proxy import channel, leaf, messages
+import msgspec
+
+from meshrun.proxy import channel, leaf, messages, tasks
 from meshrun.proxy.channel import Channel
-from meshrun.proxy.intentions import Intention
+from meshrun.proxy.intentions import HeaderMatch, Intention, Permission
 from meshrun.supervisor import ca, plan
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.configuration.model import (
@@ -51,6 +53,8 @@ class Notes:
         self.ready.append(worker.name)
         self.bell.ring()
 
+    def recorded(self, worker: Worker, message: messages.Recorded) -> None: ...
+
     def worker_said(self, worker: Worker, report: messages.Logged) -> None: ...
 
     def worker_broke(self, worker: Worker, reason: str) -> None:
@@ -66,10 +70,12 @@ class Played:
     def __init__(self, control: ControlPlane, worker: Worker) -> None:
         self.worker = worker
         self.obedient = True
+        self.counted = 0
         self.snapshots: list[messages.Snapshot] = []
         self.heard = Bell()
         self._key = leaf.new_key()
         self._requests = 0
+        self._asked = 0
         ours, theirs = socket.socketpair()
         self._channel = Channel(theirs, channel.to_sidecar(), self._received, lambda _: None)
         control.attach(worker, ours)
@@ -86,11 +92,27 @@ class Played:
             case messages.LeafIssued(chain=chain, issued_at=issued_at):
                 serial = leaf.assemble(self._key, chain, issued_at).serial
                 self._channel.send(messages.Serving(serial=serial))
+            case messages.StatsRequested(number=number):
+                self._asked = number
+                if self.obedient:
+                    self.tell()
         self.heard.ring()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked what it has counted."""
+        return self._asked != 0
 
     def acknowledge(self) -> None:
         """Say that the newest snapshot is enforced."""
         self._channel.send(messages.Enforced(version=self.snapshots[-1].version))
+
+    def tell(self) -> None:
+        """Say what was counted: connections, of which one is open."""
+        one = messages.Connections(
+            source="api", opened=self.counted, open=1, received_bytes=0, sent_bytes=0
+        )
+        self._channel.send(messages.Stats(number=self._asked, connections=(one,)))
 
     def renew(self) -> None:
         """Ask for a leaf, and serve it."""
@@ -110,9 +132,15 @@ class Site:
         self.plan = planned(folder, *apps, **services)
         self.notes = Notes()
         self.intentions: list[Intention] = []
+        self.recording = False
         root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
         self.control = ControlPlane(
-            self.plan, root, lambda: list(self.intentions), self.notes, time.time
+            self.plan,
+            root,
+            lambda: list(self.intentions),
+            lambda _: self.recording,
+            self.notes,
+            time.time,
         )
         self.workers: list[Played] = []
 
@@ -256,5 +284,97 @@ def test_each_worker_is_told_its_part_of_a_limit(tmp_path: Path) -> None:
         told = [worker.snapshots[-1] for worker in site.workers]
         assert [s.inbound.max_connections for s in told if s.inbound] == [34, 33, 33]
         assert [s.upstreams[0].max_connections for s in told] == [3, 2, 2]
+
+    play(site, scenario)
+
+
+def counted(stats: messages.Stats | None) -> tuple[int, int]:
+    """How many connections were opened, and how many are open."""
+    assert stats is not None
+    return (sum(c.opened for c in stats.connections), sum(c.open for c in stats.connections))
+
+
+def test_what_a_sidecar_has_counted_is_the_sum_of_its_workers_dead_ones_included(
+    tmp_path: Path,
+) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        first, second = site.workers
+        first.counted, second.counted = 10, 5
+        assert counted((await site.control.stats(PATIENCE_S))["web.1"]) == (15, 2)
+        second.counted = 6
+        site.control.detach(second.worker)
+        second.end()
+        # What it counted since it was asked is lost with it; nothing of the rest is.
+        assert counted((await site.control.stats(PATIENCE_S))["web.1"]) == (15, 1)
+        again = Played(site.control, second.worker)
+        again.counted = 2
+        assert counted((await site.control.stats(PATIENCE_S))["web.1"]) == (17, 2)
+        again.end()
+
+    play(site, scenario)
+
+
+def test_a_sidecar_of_which_a_worker_does_not_answer_is_left_out_until_it_does(
+    tmp_path: Path,
+) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        first, second = site.workers
+        first.counted, second.counted = 10, 5
+        second.obedient = False
+        assert await site.control.stats(SHORT_S) == {"web.1": None}
+        assert await site.control.stats(SHORT_S) == {"web.1": None}
+        second.obedient = True
+        second.tell()
+        assert counted((await site.control.stats(PATIENCE_S))["web.1"]) == (15, 2)
+
+    play(site, scenario)
+
+
+def test_a_worker_that_ends_instead_of_answering_keeps_nobody_waiting(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        first, second = site.workers
+        first.counted = 10
+        second.obedient = False
+        asked = tasks.start(site.control.stats(PATIENCE_S), "ask")
+        assert await second.heard.until(lambda: second.asked, PATIENCE_S)
+        second.end()
+        assert counted((await asked)["web.1"]) == (10, 1)
+
+    play(site, scenario)
+
+
+def test_workers_record_as_long_as_that_is_wanted(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        for wanted in (True, False):
+            site.recording = wanted
+            assert await site.control.enforced(PATIENCE_S) == []
+            assert [worker.snapshots[-1].records for worker in site.workers] == [wanted] * 2
+
+
+def test_a_worker_is_told_permissions_and_dry_runs_but_nothing_for_people(tmp_path: Path) -> None:
+    site = pair(tmp_path)
+    match = HeaderMatch(name="x-role", regex="a.*", invert=True)
+    made = Intention(
+        source="*",
+        destination="web",
+        action="deny",
+        permissions=(Permission(action="allow", methods=("GET",), headers=(match,)),),
+        dry_run=True,
+        where="mesh.toml:3",
+    )
+
+    async def scenario() -> None:
+        site.intentions.append(msgspec.structs.replace(made, description="why", id="1"))
+        assert await site.control.enforced(PATIENCE_S) == []
+        for worker in site.workers:
+            assert worker.snapshots[-1].intentions == (made,)
 
     play(site, scenario)

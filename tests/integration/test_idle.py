@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 from support.mesh import Mesh
+from support.seeing import metrics, tapping
+from support.traffic import ask
 
 CONFIG = """
 [apps.server]
@@ -13,6 +15,11 @@ command = "${PYTHON} -S ${APPS}/serve.py"
 command = "${PYTHON} -S ${APPS}/idle.py --child"
 port = 0
 upstreams = ["server"]
+"""
+ALLOWED = """
+[[intentions]]
+from = "client"
+to = "server"
 """
 WINDOW_S = 1.0
 WINDOWS = 10
@@ -24,21 +31,36 @@ def switches(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("voluntary")).split()[1])
 
 
+def assert_silence(mesh: Mesh) -> None:
+    """See supervisor, launcher and a sidecar sleep for a while, all at the same time."""
+    row = mesh.wait_for(lambda _: "ready" in mesh.output("client.1"))["server.1"]
+    assert row.sidecar_pid is not None
+    pids = (mesh.supervisor_pid, mesh.launcher_pid, row.sidecar_pid)
+    seen = []
+    for _ in range(WINDOWS):
+        before = [switches(pid) for pid in pids]
+        time.sleep(WINDOW_S)  # the silence that is measured
+        seen.append([switches(pid) - b for pid, b in zip(pids, before, strict=True)])
+        # Start-up may still be settling, and the leaf's renewal may fall into a window.
+        if not any(seen[-1]):
+            return
+    raise AssertionError(f"woken each second: supervisor, launcher, sidecar {seen}")
+
+
 def test_nobody_wakes_up_while_nothing_happens(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()
-        row = mesh.wait_for(lambda _: "ready" in mesh.output("client.1"))["server.1"]
-        assert row.sidecar_pid is not None
-        pids = (mesh.supervisor_pid, mesh.launcher_pid, row.sidecar_pid)
-        seen = []
-        for _ in range(WINDOWS):
-            before = [switches(pid) for pid in pids]
-            time.sleep(WINDOW_S)  # the silence that is measured
-            seen.append([switches(pid) - b for pid, b in zip(pids, before, strict=True)])
-            # Start-up may still be settling, and the leaf's renewal may fall into a window.
-            if not any(seen[-1]):
-                return
-        raise AssertionError(f"woken each second: supervisor, launcher, sidecar {seen}")
+        assert_silence(mesh)
+
+
+def test_nobody_wakes_up_for_a_log_and_a_tap_of_nothing(tmp_path: Path) -> None:
+    with Mesh(tmp_path, f"[mesh]\naccess_log = true\n{ALLOWED}{CONFIG}") as mesh:
+        mesh.up()
+        with tapping(mesh, "client", "server") as tapped:
+            ask(mesh.upstream("client.1", "server")[1])
+            tapped()
+            metrics(mesh)
+            assert_silence(mesh)
 
 
 def test_restarts_leave_no_descriptor_open(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from support.sidecars import ControlledSidecar, Mesh, allow, deny, listen, port_
 from meshrun.proxy import sockets
 from meshrun.proxy.identity import Credentials, Identity
 from meshrun.proxy.inbound import Inbound
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Denied, Logged
 from meshrun.proxy.poller import Poller
 
@@ -364,7 +365,8 @@ class Ready(Identity):
 
 async def cut_handshakes(poller: Poller, credentials: Credentials, count: int) -> int:
     """Begin and cut `count` handshakes; return how many objects only the collector could free."""
-    inbound = Inbound(poller, Ready(credentials), lambda _: None)
+    ledger = Ledger(lambda _: None, lambda: 0)
+    inbound = Inbound(poller, Ready(credentials), lambda _: None, ledger, Random())
     with listen() as listener:
         gc.collect()
         for _ in range(count):

@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
+from support.apps import PATIENCE_S
 from support.mesh import Mesh
 from support.sampling import WHOLE
 from support.traffic import connect, reaches, wait_until
 
 from meshrun.supervisor.cli.client import ApiError
+from meshrun.supervisor.cli.request_options import Asking
+from meshrun.supervisor.cli.transport import exchange
 
 CONFIG = """
 [mesh]
@@ -36,9 +40,21 @@ command = "${PYTHON} ${APPS}/idle.py"
 port = 0
 upstreams = ["server"]
 
+[apps.api]
+command = "${PYTHON} ${APPS}/serve.py"
+protocol = "http"
+
 [[intentions]]
 from = "client"
 to = "server"
+
+[[intentions]]
+from = "client"
+to = "api"
+permissions = [
+    { action = "deny", path_prefix = "/admin" },
+    { action = "allow", methods = ["GET"], headers = [{ name = "x-role", exact = "admin" }] },
+]
 """
 
 # How long a sidecar may take to acknowledge, and a second for what is done about it.
@@ -260,3 +276,56 @@ def test_of_two_who_create_the_same_pair_at_once_one_is_told_that_it_exists(mesh
     found = next(i for i in mesh.client.intentions() if i.source_name == "intruder")
     assert found.action == made[0]
     intend(mesh, "delete", "intruder", "server")
+
+
+def test_requests_are_checked_as_a_sidecar_would_decide(mesh: Mesh) -> None:
+    def verdict(*words: str) -> tuple[int, str]:
+        said = mesh.cli("intentions", "check", "client", "api", *words)
+        return said.returncode, said.stdout.strip()
+
+    assert verdict() == (1, "Denied")
+    assert verdict("--path", "/", "-H", "X-Role: admin") == (0, "Allowed")
+    assert verdict("--path", "/x/..//%61dmin?a=b", "-H", "x-role=admin") == (1, "Denied")
+    assert verdict("-H", "x-role=user")[0] == 1
+    assert verdict("--method", "get")[0] == 2
+    found = mesh.client.check_intention("client", "api", Asking(path="/admin"))
+    assert (found.allowed, found.permission, found.dry_run) == (False, 1, False)
+    assert "client => api (2 permissions), mesh.toml:" in found.reason
+    assert found.reason.endswith(": permission 1 denies")
+    said = mesh.cli("why", "client", "api", "--method", "PUT").stdout
+    assert "no permission matches; the default is deny" in said
+
+
+def test_an_intention_about_requests_is_made_shown_and_deleted(mesh: Mesh) -> None:
+    said = mesh.cli("intentions", "create", "-from", "intruder", "-to", "api", "-verb", "GET,HEAD")
+    assert (said.returncode, said.stdout) == (0, "Created: intruder => api (1 permission)\n")
+    assert "intruder => api (1 permission)" in mesh.cli("intentions", "match", "api").stdout
+    assert '"Methods": [' in mesh.cli("intentions", "get", "intruder", "api").stdout
+    get, put = Asking(method="GET"), Asking(method="PUT")
+    assert mesh.client.check_intention("intruder", "api", get).allowed
+    assert not mesh.client.check_intention("intruder", "api", put).allowed
+    intend(mesh, "create", "-replace", "-dry-run", "-deny", "intruder", "api")
+    found = mesh.client.check_intention("intruder", "api", put)
+    assert (found.allowed, found.dry_run) == (True, True)
+    intend(mesh, "delete", "intruder", "api")
+    assert not mesh.client.check_intention("intruder", "api", get).allowed
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"Permissions": [{"Action": "deny"}]}, "Sources[0].Permissions[0].HTTP is required"),
+        ({"Permissions": [], "Action": "permit"}, "Action must be set to 'allow' or 'deny'"),
+        ({"Action": "allow", "DryRun": True}, "DryRun would deny nothing"),
+        ({"Action": "allow", "JWT": {}}, "JWT is not supported"),
+        ({"Permissions": [{"Action": "deny", "HTTP": {"Path": "/"}}]}, "unknown field `Path`"),
+    ],
+)
+def test_the_api_refuses_what_is_no_intention(
+    mesh: Mesh, body: dict[str, object], said: str
+) -> None:
+    with mesh.state.connect(PATIENCE_S) as connection:
+        target = "/v1/connect/intentions/exact?source=intruder&destination=api"
+        response = exchange(connection, "PUT", target, msgspec.json.encode(body))
+        assert response.status == 400
+        assert said in response.body().decode()

@@ -19,6 +19,7 @@ from typing import cast
 import msgspec
 import pytest
 from support.apps import App, echo, read_all, reset
+from support.callers import caller
 from support.framepeer import FramePeer, FrameServer, frame, joined
 from support.relay import Relay
 from support.sidecars import ControlledSidecar, Mesh, allow, deny, listen, port_of
@@ -982,7 +983,7 @@ def test_a_tunnel_that_is_being_closed_takes_no_stream() -> None:
     async def main(poller: Poller) -> list[str]:
         client, server = TlsPairs().join(*tcp_pair())
         owner = Recorder()
-        tunnel = InboundTunnel(Pump(poller, server), owner, "client", NONE, 0.0)
+        tunnel = InboundTunnel(Pump(poller, server), owner, caller("client"), NONE, 0.0)
         tunnel.start()
         client.tls.write(OPEN)
         client.sock.send(client.outgoing.read())

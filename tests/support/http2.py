@@ -52,7 +52,7 @@ class MemoryLink:
     def listen(self, wanted: bool) -> None:
         self.listening = wanted
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = True) -> None:
         self.state = "closed"
         self.owner = None
 
@@ -397,7 +397,7 @@ class AsyncLink(asyncio.BufferedProtocol):
     def listen(self, wanted: bool) -> None:
         raise AssertionError("HTTP/2 always listens")
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = True) -> None:
         self._owner = None
         if self._transport is not None:
             self._transport.close()

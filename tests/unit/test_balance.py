@@ -5,8 +5,11 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrun.proxy.balance import FAILURES_TO_EJECT, LONGEST_EJECTION_S, Balancer
+from meshrun.proxy.balance import TCP_EJECTION, Balancer
 from meshrun.proxy.messages import Endpoint
+
+FAILURES_TO_EJECT = TCP_EJECTION.failures
+LONGEST_EJECTION_S = TCP_EJECTION.longest_s
 
 
 def endpoints(count: int) -> list[Endpoint]:

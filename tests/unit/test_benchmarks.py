@@ -7,16 +7,29 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree as ET
 
 import pytest
-from benchmarks import backend, charts, openloop, proxies, report, results, suites
+from benchmarks import (
+    backend,
+    charts,
+    contenders,
+    http_proxies,
+    openloop,
+    proxies,
+    report,
+    results,
+    suites,
+    supervision,
+)
 from benchmarks.certificates import Credentials
 from benchmarks.contenders import CONTENDERS, mesh_file
 from benchmarks.document import DOCUMENT
 from benchmarks.numbers import shown
 from benchmarks.peers import PEERS, Envoy, HAProxy, Nginx, Peer, Side, Stunnel
 from benchmarks.results import Better, Machine, Measurement, Run, compare
+from benchmarks.rule import Protocol, Rule
 
 CLIENT = "spiffe://bench.mesh/ns/default/dc/local/svc/client"
 SIDE = Side(
@@ -196,7 +209,14 @@ def test_a_chart_escapes_names() -> None:
     assert '<&"' in [element.text for element in ET.fromstring(drawn)]
 
 
-@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+@pytest.mark.parametrize(
+    "peer",
+    [
+        *(pytest.param(peer, id=peer.name) for peer in PEERS),
+        pytest.param(Envoy(Rule("http2", "GET")), id="envoy with a rule"),
+        pytest.param(HAProxy(Rule("http2", "GET")), id="haproxy with a rule"),
+    ],
+)
 def test_every_configuration_says_what_all_share(peer: Peer) -> None:
     for text in (peer.server_side(SIDE), peer.client_side(SIDE)):
         assert "TLSv1" in text
@@ -247,6 +267,55 @@ def test_envoy_allows_one_identity_on_either_side() -> None:
     assert name == {"san_type": "URI", "matcher": {"exact": CLIENT}}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "codec", "alpn", "version"),
+    [
+        ("http", "HTTP1", "http/1.1", "http_protocol_options"),
+        ("http2", "HTTP2", "h2", "http2_protocol_options"),
+        ("grpc", "HTTP2", "h2", "http2_protocol_options"),
+    ],
+)
+def test_envoy_with_a_rule_allows_one_method_of_one_identity(
+    protocol: Protocol, codec: str, alpn: str, version: str
+) -> None:
+    peer = Envoy(Rule(protocol, "GET"))
+    server = json.loads(peer.server_side(SIDE))["static_resources"]
+    (chain,) = server["listeners"][0]["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    rbac, router = manager["http_filters"]
+    assert rbac["typed_config"]["rules"]["policies"]["caller"] == {
+        "permissions": [{"header": {"name": ":method", "string_match": {"exact": "GET"}}}],
+        "principals": [{"authenticated": {"principal_name": {"exact": CLIENT}}}],
+    }
+    assert router["name"] == "envoy.filters.http.router"
+    assert manager["forward_client_cert_details"] == "SANITIZE_SET"
+    client = json.loads(peer.client_side(SIDE))["static_resources"]
+    for side in (server, client):
+        (filters,) = side["listeners"][0]["filter_chains"]
+        assert filters["filters"][0]["typed_config"]["codec_type"] == codec
+        (options,) = side["clusters"][0]["typed_extension_protocol_options"].values()
+        assert options["explicit_http_config"] == {version: {}}
+    tls = chain["transport_socket"]["typed_config"]
+    assert tls["require_client_certificate"] is True
+    assert tls["common_tls_context"]["alpn_protocols"] == [alpn]
+
+
+def test_haproxy_with_a_rule_allows_one_method() -> None:
+    text = HAProxy(Rule("http", "GET")).server_side(SIDE)
+    assert "mode http" in text
+    assert "http-request deny deny_status 403 unless { method GET }" in text
+    assert "alpn http/1.1" in text
+    over_http2 = HAProxy(Rule("http2", "GET"))
+    assert f"server target 127.0.0.1:{SIDE.target_port} proto h2" in over_http2.server_side(SIDE)
+    assert re.search(r"bind \S+ backlog 4096 proto h2$", over_http2.client_side(SIDE), re.MULTILINE)
+
+
+def test_the_mesh_allows_what_the_rule_says() -> None:
+    mesh = tomllib.loads(mesh_file(8080, rule=Rule("grpc", "POST")))
+    assert mesh["intentions"] == [{"from": "client", "to": "backend", "methods": ["POST"]}]
+    assert mesh["services"]["backend"]["protocol"] == "grpc"
+
+
 def test_the_mesh_allows_the_client_and_nobody_else() -> None:
     mesh = tomllib.loads(mesh_file(8080))
     assert mesh["intentions"] == [{"from": "client", "to": "backend"}]
@@ -256,6 +325,12 @@ def test_the_mesh_allows_the_client_and_nobody_else() -> None:
 def test_the_bulk_path_is_served_from_a_file() -> None:
     text = backend.configuration(8080, Path("/files"), "nobody")
     assert "location = /bulk { root /files; }" in text
+    assert "http2" not in text
+
+
+def test_the_backend_speaks_http2_where_it_is_asked_for() -> None:
+    text = backend.configuration(8080, Path("/files"), "nobody", http2=True)
+    assert "listen 127.0.0.1:8080 backlog=4096 http2;" in text
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.99, 99), (0.999, 100), (0.001, 1)])
@@ -263,9 +338,19 @@ def test_a_percentile_is_a_latency_that_so_many_do_not_exceed(share: float, valu
     assert openloop.percentile(range(1, 101), share) == value
 
 
-def test_every_workload_is_described() -> None:
-    assert set(proxies.DESCRIPTIONS) == set(proxies.WORKLOADS)
+@pytest.mark.parametrize("suite", [proxies, http_proxies], ids=lambda suite: suite.SUITE)
+def test_every_workload_is_described(suite: ModuleType) -> None:
+    assert set(suite.DESCRIPTIONS) == set(suite.WORKLOADS)
+
+
+def test_no_two_workloads_share_a_name() -> None:
+    # A name alone says what is measured: `--only` takes no suite.
+    names = [name for suite in (proxies, http_proxies, supervision) for name in suite.WORKLOADS]
+    assert len(set(names)) == len(names)
 
 
 def test_the_product_and_the_reference_take_part() -> None:
-    assert {results.PRODUCT, results.REFERENCE} < {contender.name for contender in CONTENDERS}
+    judging = contenders.judging(Rule("http", "GET"))
+    for some in (CONTENDERS, judging):
+        assert {results.PRODUCT, results.REFERENCE} < {contender.name for contender in some}
+    assert tuple(contender.name for contender in judging) == http_proxies.CONTENDERS

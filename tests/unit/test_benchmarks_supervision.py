@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 from benchmarks import supervision
-from benchmarks.managers import MANAGERS, Honcho, Manager, Meshrun, Supervisord
+from benchmarks.managers import Honcho, Manager, Meshrun, Supervisord
 from benchmarks.managers.crew import App, Crew, parse
 from benchmarks.managers.manager import Commands
 from benchmarks.managers.running import Running, start, voluntary_switches
 from benchmarks.programs import BenchmarkError
-from benchmarks.results import PRODUCT, Measurement
 
 from meshrun.supervisor import processes
 from meshrun.supervisor.configuration import procfile
@@ -186,36 +185,3 @@ def test_every_workload_is_described_and_comes_from_one_trial() -> None:
     assert set(supervision.DESCRIPTIONS) == set(supervision.WORKLOADS)
     measured = [workload for trial in supervision.TRIALS for workload in trial.workloads]
     assert sorted(measured) == sorted(supervision.WORKLOADS)
-
-
-def test_everybody_is_once_the_first() -> None:
-    orders = [supervision.rotated(MANAGERS, number) for number in range(len(MANAGERS))]
-    assert {order[0].name for order in orders} == {manager.name for manager in MANAGERS}
-    assert all(set(order) == set(MANAGERS) for order in orders)
-    assert PRODUCT in {manager.name for manager in MANAGERS}
-
-
-def test_the_table_has_a_gap_where_somebody_was_not_measured() -> None:
-    def measured(workload: str, contender: str, *rounds: float) -> Measurement:
-        return Measurement(
-            suite=supervision.SUITE,
-            workload=workload,
-            contender=contender,
-            metric="up",
-            unit="s",
-            better="lower",
-            rounds=rounds,
-        )
-
-    rows = supervision.rows(
-        [
-            measured("up-20", "meshrun", 3.0, 1.0, 2.0),
-            measured("up-20", "honcho", 0.5),
-            measured("grow-1", "meshrun", 0.25),
-        ]
-    )
-    assert [row.split() for row in rows] == [
-        ["meshrun", "honcho"],
-        ["up-20", "up,", "s", "2.00", "0.500"],
-        ["grow-1", "up,", "s", "0.250", "-"],
-    ]

@@ -17,6 +17,9 @@ command = "db"
 [[intentions]]
 from = "web"
 to = "db"
+[apps.api]
+command = "api"
+protocol = "http"
 """
 
 
@@ -86,7 +89,15 @@ def test_the_files_intention_is_overruled_and_comes_back(shell: Shell) -> None:
         ("create -from a", "Error: Must specify both -from and -to"),
         ("create -from a b", "Error: Source and destination are either two arguments or"),
         ("create -allow -deny a b", "Error: Only one of -allow or -deny may be specified."),
-        ("create -verb GET a b", "Error: cannot create an intention with -verb"),
+        ("create -verb GTE a b", "cannot use -verb GTE: a method must be one of GET, HEAD"),
+        ("create -verb GTE a b", 'not "GTE" (did you mean "GET"?)'),
+        ("create -verb GET,, a b", "cannot use -verb : a method must not be empty"),
+        ("create -verb http,GET a b", "-verb http and -verb '*' mean any method"),
+        ("create -verb GET a *", "Error: -verb needs one destination"),
+        ("create -dry-run a b", "Error: -dry-run would deny nothing"),
+        ("create -dry-run -verb http a b", "Error: -dry-run would deny nothing"),
+        ("create -verb GET -file x.json", "Error: -verb and -dry-run are not for -file"),
+        ("create -dry-run -file x.json", "Error: -verb and -dry-run are not for -file"),
         ("create -meta x a b", "Error: cannot use -meta x: it must be KEY=VALUE"),
         ("create a/b/c/d e", "input can contain at most two '/'"),
         ("create ns/a b", 'a mesh of one machine has only the namespace "default"'),
@@ -190,12 +201,170 @@ def test_files_in_consuls_json(folder: Path, shell: Shell) -> None:
         '{"SourceName": "db", "DestinationName": "default/web", "Action": "deny", "Unknown": 1}'
     )
     assert shell("create", "-file", "a.json") == (0, "Created: db => web (deny)\n", "")
-    (folder / "b.json").write_text(
-        '{"SourceName": "a", "DestinationName": "web", "Permissions": [{"Action": "allow"}]}'
-    )
-    assert "are not supported yet" in shell("create", "-file", "b.json")[2]
     (folder / "c.json").write_text("{")
     assert "cannot read an intention from c.json" in shell("create", "-file", "c.json")[2]
+
+
+L7 = """{
+  "SourceName": "web",
+  "DestinationName": "api",
+  "Permissions": [
+    {"Action": "deny", "HTTP": {"PathPrefix": "/admin"}},
+    {"Action": "allow", "HTTP": {"Methods": ["get", "HEAD"], "Header": [
+      {"Name": "X-Role", "Exact": "admin", "Invert": true, "IgnoreCase": true}]}}
+  ]
+}"""
+
+
+def made_of_requests(folder: Path, shell: Shell) -> None:
+    (folder / "l7.json").write_text(L7)
+    assert shell("create", "-file", "l7.json") == (0, "Created: web => api (2 permissions)\n", "")
+
+
+def test_a_file_can_have_permissions(folder: Path, shell: Shell) -> None:
+    made_of_requests(folder, shell)
+    assert shell("match", "api") == (0, "web => api (2 permissions)\n", "")
+    assert "  web     2 permissions  api" in shell("list")[1]
+    said = shell("get", "web", "api")[1]
+    names = [line.partition(":")[0] for line in said.splitlines()]
+    assert names[: names.index("Permissions") + 1] == [
+        *("Source", "Destination", "ID", "Created At", "Defined In", "Permissions")
+    ]
+    shown = said.partition("Permissions:\n")[2]
+    assert shown.startswith('[\n  {\n    "Action": "deny",\n    "HTTP": {\n')
+    assert json.loads(shown) == [
+        {"Action": "deny", "HTTP": {"PathPrefix": "/admin"}},
+        {
+            "Action": "allow",
+            "HTTP": {
+                "Header": [
+                    {"Name": "x-role", "Exact": "admin", "Invert": True, "IgnoreCase": True}
+                ],
+                "Methods": ["GET", "HEAD"],
+            },
+        },
+    ]
+    record = json.loads(shell("get", "-json", "web", "api")[1])
+    assert "Action" not in record
+    assert record["Permissions"] == json.loads(shown)
+    assert record["DryRun"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('"Action": "allow", "Permissions": [{}]', "Action must be omitted if Permissions are"),
+        ('"Permissions": [{"Action": "allow"}]', "Permissions[0].HTTP is required"),
+        ('"Action": "permit"', "Action must be set to 'allow' or 'deny'"),
+        ('"DryRun": true', "DryRun would deny nothing"),
+        ('"JWT": {"Providers": []}', "JWT is not supported"),
+        ('"Permissions": [{"Action": "deny", "JWT": {}}]', "unknown field `JWT`"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(
+    content: str, said: str, folder: Path, shell: Shell
+) -> None:
+    (folder / "x.json").write_text(f'{{"SourceName": "a", "DestinationName": "web", {content}}}')
+    code, out, error = shell("create", "-file", "x.json")
+    assert (code, out) == (1, "")
+    assert "x.json: " in error
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "verdicts"),
+    [
+        ("-verb GET", "1 permission", {"GET": 0, "POST": 1}),
+        ("-verb get,POST", "1 permission", {"GET": 0, "POST": 0, "PUT": 1}),
+        ("-verb GET -verb PUT", "1 permission", {"GET": 0, "PUT": 0, "POST": 1}),
+        ("-allow -verb GET,GET", "1 permission", {"GET": 0}),
+        ("-deny -verb DELETE", "1 permission", {"DELETE": 1, "GET": 1}),
+        ("-verb http", "allow", {"GET": 0, "POST": 0}),
+        ("-verb *", "allow", {"GET": 0}),
+        ("-deny -verb HTTP", "deny", {"GET": 1}),
+        ("-dry-run -deny", "deny, dry run", {"GET": 0}),
+        ("-dry-run -verb GET", "1 permission, dry run", {"GET": 0, "POST": 0}),
+    ],
+)
+def test_verbs_are_methods(words: str, kind: str, verdicts: dict[str, int], shell: Shell) -> None:
+    created = shell("create", *words.split(), "-from", "db", "-to", "api")
+    assert created == (0, f"Created: db => api ({kind})\n", "")
+    for method, code in verdicts.items():
+        assert shell("check", "db", "api", "-method", method)[0] == code
+
+
+def test_a_denied_verb_leaves_the_others_to_the_default(folder: Path, shell: Shell) -> None:
+    (folder / "mesh.toml").write_text(MESH + '[mesh]\ndefault_intention = "allow"\n')
+    shell("create", "-deny", "-verb", "DELETE", "db", "api")
+    assert shell("check", "db", "api", "--method", "DELETE") == (1, "Denied\n", "")
+    assert shell("check", "db", "api", "--method", "GET") == (0, "Allowed\n", "")
+
+
+def test_verbs_of_a_tcp_service_are_warned_of(shell: Shell) -> None:
+    code, out, error = shell("create", "-verb", "GET", "db", "web")
+    assert (code, out) == (0, "Created: db => web (1 permission)\n")
+    assert error == (
+        "warning: web is a tcp service: an intention about HTTP requests denies every call to it\n"
+    )
+    assert shell("check", "db", "web", "--method", "GET")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "permission"),
+    [
+        ("", 1, None),
+        ("--path /", 0, 2),
+        ("--path /admin", 1, 1),
+        ("--path /x/../%61dmin?y=1", 1, 1),  # as the sidecar reads it
+        ("--path //admin", 1, 1),
+        ("--method HEAD", 0, 2),
+        ("--method POST", 1, None),
+        ("-H x-role=user", 0, 2),
+        ("-H x-role:ADMIN --path /", 1, None),
+        ("-H x-role=user -H x-role=admin", 1, None),
+        ("--header=Host:api.local -H x-role=user", 0, 2),
+    ],
+)
+def test_a_request_is_checked(
+    words: str, code: int, permission: int | None, folder: Path, shell: Shell
+) -> None:
+    made_of_requests(folder, shell)
+    # Where the header is absent `Invert` allows nobody.
+    given = words if not words or "-H" in words or "admin" in words else f"{words} -H x-role=user"
+    said = {0: "Allowed\n", 1: "Denied\n"}[code]
+    assert shell("check", "web", "api", *given.split()) == (code, said, "")
+    found = json.loads(shell("check", "-json", "web", "api", *given.split())[1])
+    assert (found["Allowed"], found["Permission"]) == (code == 0, permission)
+    assert "intention web => api (2 permissions), runtime: " in found["Reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--method get", "a sidecar would answer such a request with 400: "),
+        ("--path x", "would answer such a request with 400: "),
+        ("--path /%00", "%00 is in it"),
+        ("-H x_role=1", "would answer such a request with 400: "),
+        ("-H nothing", "must be NAME=VALUE or NAME:VALUE"),
+        ("--method CONNECT", "would answer such a request with 405: "),
+    ],
+)
+def test_check_exits_2_for_what_is_no_request(words: str, said: str, shell: Shell) -> None:
+    code, out, error = shell("check", "web", "api", *words.split())
+    assert (code, out) == (2, "")
+    assert said in error
+
+
+def test_a_dry_run_is_shown_and_lets_through(shell: Shell) -> None:
+    assert shell("create", "-deny", "-dry-run", "db", "api")[1] == (
+        "Created: db => api (deny, dry run)\n"
+    )
+    assert shell("check", "db", "api") == (0, "Allowed\n", "")
+    found = json.loads(shell("check", "-json", "db", "api")[1])
+    assert (found["Allowed"], found["DryRun"]) == (True, True)
+    assert ["Dry", "Run:", "yes"] in [
+        line.split() for line in shell("get", "db", "api")[1].splitlines()
+    ]
 
 
 def test_a_run_that_begins_meanwhile_is_not_disturbed(folder: Path, shell: Shell) -> None:

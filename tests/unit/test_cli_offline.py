@@ -94,6 +94,21 @@ class TestCheck:
         out_of(capsys, "intentions", "create", "-deny", "-replace", "web", "db")
         assert "web => db (deny), runtime" in out_of(capsys, "check")
 
+    def test_says_of_permissions_that_they_decide_per_request(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = folder / "mesh.toml"
+        file.write_text(
+            '[apps.web]\ncommand = "web"\nport = 0\nupstreams = ["api"]\n'
+            '[apps.api]\ncommand = "api"\nprotocol = "http"\n'
+            '[[intentions]]\nfrom = "web"\nto = "api"\nmethods = ["GET"]\n'
+        )
+        call = next(line for line in out_of(capsys, "check").splitlines() if "=>" in line)
+        assert call.split()[:5] == ["web", "=>", "api", "per", "request"]
+        assert call.endswith("intention web => api (1 permission), mesh.toml:8")
+        (found,) = json.loads(out_of(capsys, "check", "-json"))["calls"]
+        assert (found["allowed"], found["per_request"]) == (False, True)
+
     def test_leaves_nothing_behind(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out_of(capsys, "check")
         assert [path.name for path in folder.iterdir()] == ["mesh.toml"]
@@ -177,6 +192,25 @@ class TestWhy:
         assert "denied: no intention matches web => cache; the default is deny" in said
         assert json.loads(out_of(capsys, "why", "web", "cache", "-json"))["intention"] is None
 
+    def test_explains_a_request(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "mesh.toml").write_text(
+            '[apps.web]\ncommand = "web"\n[apps.api]\ncommand = "api"\nprotocol = "http"\n'
+            '[[intentions]]\nfrom = "web"\nto = "api"\npermissions = [\n'
+            '    { action = "deny", path_prefix = "/admin" },\n'
+            '    { action = "allow", methods = ["GET", "HEAD"] },\n]\n'
+            '[[intentions]]\nfrom = "*"\nto = "api"\n'
+        )
+        assert out_of(capsys, "why", "web", "api", "--path", "/x/../admin").splitlines() == [
+            "web => api, GET /admin: denied: intention web => api (2 permissions), mesh.toml:6: "
+            "permission 1 denies",
+            "  of its permissions the first that a request matches decides:",
+            "  > 1 deny   path begins with /admin",
+            "    2 allow  GET, HEAD",
+            "    where none does, the default: deny",
+            "  it outranks * => api (allow), mesh.toml:13 (precedence 8): of all that match, the "
+            "most exact destination decides, then the most exact source",
+        ]
+
     def test_why_an_app_needs_a_running_mesh(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["why", "web"]) == 1
         assert "no mesh runs" in capsys.readouterr().err
@@ -221,9 +255,9 @@ class TestOutput:
         assert 'there are no logs of wbe (did you mean "web"?)' in capsys.readouterr().err
 
     def test_following_needs_a_running_mesh(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for command in ("logs", "events"):
-            assert cli.run([command, "-f"]) == 1
-        assert capsys.readouterr().err.count("no mesh runs here") == 2
+        for command in (["logs"], ["logs", "--access"], ["events"]):
+            assert cli.run([*command, "-f"]) == 1
+        assert capsys.readouterr().err.count("no mesh runs here") == 3
 
     def test_events_are_kept(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         denied = Happening(at=1.5, kind="denied", subject="db", message="no", count=3)
@@ -236,6 +270,22 @@ class TestOutput:
         assert [
             json.loads(line)["kind"] for line in out_of(capsys, "events", "-json", "-n1").split()
         ] == ["denied"]
+
+    def test_the_access_log_is_kept(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.run(["logs", "--access"]) == 1
+        with state_of(folder) as state:
+            logs = Logs(state, lambda: 1.0, pytest.fail)
+            logs.write("web.1", "stdout", [b"hello"])
+            assert cli.run(["logs", "--access"]) == 1
+            line = b'{"time":"2026-11-23T09:08:33Z","kind":"connection","instance":"db.1"}\n'
+            logs.append("access", line)
+            logs.close()
+        nothing, unset = capsys.readouterr().err.splitlines()
+        assert "there is no access log: no mesh runs here" in nothing
+        assert "set mesh.access_log = true" in unset
+        assert out_of(capsys, "logs", "--access", "--json", "db.1") == line.decode()
+        assert out_of(capsys, "logs", "--access", "--json", "db.2") == ""
+        assert "db.1" not in out_of(capsys, "logs")
 
     def test_without_a_run_there_is_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["logs"]) == 1

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -261,6 +261,93 @@ def test_events_stream(api: Api, shell: Shell) -> None:
     assert api.asked[-1][1] == "n=5&follow=1"
 
 
+ENTRY = {
+    "time": "2026-11-23T09:08:33.719724Z",
+    "kind": "request",
+    "source": "web",
+    "identity": "spiffe://shop.mesh/ns/default/dc/local/svc/web",
+    "destination": "db",
+    "instance": "db.1",
+    "reporter": "destination",
+    "duration_s": 0.00234,
+    "received_bytes": 0,
+    "sent_bytes": 7,
+    "method": "GET",
+    "path": "/items",
+    "protocol": "HTTP/1.1",
+    "status": 200,
+}
+CONNECTION = {k: v for k, v in ENTRY.items() if k not in ("method", "path", "status")} | {
+    "kind": "connection",
+    "protocol": "tcp",
+    "duration_s": 61.0,
+}
+
+
+def stream(*entries: dict[str, object]) -> tuple[int, bytes]:
+    return 200, b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def test_a_tap_prints_a_line_for_each_request(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(
+        ENTRY,
+        ENTRY | {"status": 403, "denied": True},
+        ENTRY | {"status": 503, "failure": "no instance of db is ready"},
+        ENTRY | {"dry_run": True, "duration_s": 1.5},
+    )
+    code, out, error = shell("tap web db")
+    assert (code, error) == (0, "")
+    assert api.asked[0][:2] == ("GET /v1/meshrun/tap", "source=web&destination=db")
+    heading, served, denied, failed, trial = (line.split() for line in out.splitlines())
+    assert heading == [
+        *("TIME", "SOURCE", "INSTANCE", "METHOD", "STATUS", "LATENCY", "PATH", "IDENTITY")
+    ]
+    assert served[1:] == ["web", "db.1", "GET", "200", "2.3ms", "/items", ENTRY["identity"]]
+    assert (denied[4], denied[-1]) == ("403", "(denied)")
+    assert (failed[4], " ".join(failed[8:])) == ("503", "(no instance of db is ready)")
+    assert (trial[5], " ".join(trial[8:])) == ("1s", "(would be denied (dry run))")
+
+
+def test_a_tap_of_a_tcp_service_prints_connections(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(
+        CONNECTION,
+        CONNECTION | {"denied": True},
+        CONNECTION | {"failure": "it was reset"},
+        {"time": ENTRY["time"], "kind": "lost", "instance": "db.1", "lost": 3},
+    )
+    _, ok, denied, failed, lost = shell("tap web db")[1].splitlines()
+    assert "tcp      ok      1m01s     in 0B, out 7B" in ok
+    assert "tcp      denied" in denied
+    assert "tcp      failed" in failed
+    assert failed.endswith("(it was reset)")
+    assert lost.endswith("3 more of db.1 are missing: too many at once")
+
+
+def test_a_tap_as_json_is_what_came(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = stream(ENTRY, CONNECTION | {"new": 1})
+    lines = shell("tap -json * db")[1].splitlines()
+    assert [json.loads(line) for line in lines] == [ENTRY, CONNECTION | {"new": 1}]
+
+
+def test_a_tap_that_is_refused_prints_only_why(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/tap"] = (404, 'no service "bd" runs here')
+    assert shell("tap web bd") == (1, "", 'meshrun: no service "bd" runs here\n')
+
+
+def test_the_access_log_has_dates(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/meshrun/access"] = stream(ENTRY)
+    code, out, _ = shell("logs --access -f -n 2 web")
+    assert code == 0
+    assert api.asked[-1][:2] == ("GET /v1/meshrun/access", "app=web&n=2&follow=1")
+    assert out.splitlines()[1].startswith("2026-11-2")
+    assert json.loads(shell("logs --access -json")[1]) == ENTRY
+
+
+def test_metrics_are_printed_as_they_are(api: Api, shell: Shell) -> None:
+    api.answers["GET /metrics"] = (200, "# HELP a b\na 1\n")
+    assert shell("metrics") == (0, "# HELP a b\na 1\n", "")
+
+
 def test_env_means_the_first_instance(api: Api, shell: Shell) -> None:
     api.answers["GET /v1/meshrun/env/web.1"] = (200, {"B": "two words", "A": "1"})
     assert shell("env web") == (0, "A=1\nB='two words'\n", "")
@@ -294,6 +381,75 @@ def test_why_a_call(api: Api, shell: Shell) -> None:
         "web => db: allowed: intention web => db (allow), mesh.toml:12\n"
     )
     assert "the default is deny" in shell("why web cache")[1]
+
+
+L7 = {key: value for key, value in INTENTION.items() if key != "Action"} | {
+    "DryRun": False,
+    "Permissions": [
+        {"Action": "deny", "HTTP": {"PathPrefix": "/admin"}},
+        {
+            "Action": "allow",
+            "HTTP": {
+                "Methods": ["GET", "HEAD"],
+                "Header": [{"Name": "x-role", "Regex": "a.*", "Invert": True}],
+            },
+        },
+    ],
+}
+
+
+def test_why_a_request(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/connect/intentions"] = (200, [L7])
+    asked = "intention web => db (2 permissions), mesh.toml:12"
+    listed = [
+        "  of its permissions the first that a request matches decides:",
+        "    1 deny   path begins with /admin",
+        '    2 allow  GET, HEAD, header x-role does not match "a.*"',
+        "    where none does, the default: deny",
+    ]
+    assert shell("why web db")[1].splitlines() == [
+        f"web => db: depends on the request: {asked}",
+        *listed,
+    ]
+    lines = shell("why web db --path //admin?x -H x-role=b")[1].splitlines()
+    assert lines[0] == f"web => db, GET /admin: denied: {asked}: permission 1 denies"
+    assert lines[2] == "  > 1 deny   path begins with /admin"
+    assert shell("why web db --method HEAD -H x-role=b")[1].splitlines()[:4] == [
+        f"web => db, HEAD /: allowed: {asked}: permission 2 allows",
+        listed[0],
+        listed[1],
+        listed[2].replace("    2", "  > 2"),
+    ]
+    said = shell("why web db --method POST")[1].splitlines()
+    assert said[0].endswith(": no permission matches; the default is deny")
+    assert said[1:] == listed
+    found = json.loads(shell("why web db --path /admin -json")[1])
+    assert found["request"] == {"method": "GET", "path": "/admin"}
+    assert (found["allowed"], found["permission"]) == (False, 1)
+    assert found["intention"]["Permissions"] == L7["Permissions"]
+    found = json.loads(shell("why web db -json")[1])
+    assert (found["allowed"], found["depends_on_request"]) == (False, True)
+
+    api.answers["GET /v1/meshrun/run"] = (200, RUN | {"protocols": {"db": "tcp"}})
+    assert shell("why web db --path /")[1] == (
+        f"web => db, GET /: denied: {asked}: permissions are about HTTP requests, and db is a tcp "
+        "service: denied\n"
+    )
+
+
+def test_why_a_dry_run(api: Api, shell: Shell) -> None:
+    api.answers["GET /v1/connect/intentions"] = (
+        200,
+        [INTENTION | {"Action": "deny", "DryRun": True}],
+    )
+    assert shell("why web db")[1].startswith("web => db: allowed, for a dry run that would deny: ")
+
+
+def test_why_of_what_is_no_call_or_request(api: Api, shell: Shell) -> None:
+    assert shell("why web --path /")[0] == 2
+    code, out, error = shell("why web db --path x")
+    assert (code, out) == (1, "")
+    assert "a sidecar would answer such a request with 400" in error
 
 
 def test_certs(api: Api, shell: Shell) -> None:
@@ -341,6 +497,35 @@ def test_intentions_are_created_by_the_mesh(api: Api, shell: Shell) -> None:
         "source=job&destination=web&replace=0",
         {"SourceType": "consul", "Action": "deny", "Description": "", "Meta": {"k": "v"}},
     )
+
+
+def test_intentions_about_requests_are_created_by_the_mesh(api: Api, shell: Shell) -> None:
+    api.answers["PUT /v1/connect/intentions/exact"] = (200, True)
+    code, out, error = shell("intentions create -verb GET,POST -dry-run job web")
+    assert (code, out, error) == (0, "Created: job => web (1 permission, dry run)\n", "")
+    assert api.asked[-1][2] == {
+        "SourceType": "consul",
+        "Permissions": [{"Action": "allow", "HTTP": {"Methods": ["GET", "POST"]}}],
+        "DryRun": True,
+        "Description": "",
+        "Meta": {},
+    }
+    api.answers["GET /v1/meshrun/run"] = (200, RUN | {"protocols": {"web": "tcp"}})
+    assert "warning: web is a tcp service" in shell("intentions create -verb GET job web")[2]
+
+
+def test_requests_are_checked_by_the_mesh(api: Api, shell: Shell) -> None:
+    answer = {"Allowed": False, "Reason": "so", "Permission": 2, "DryRun": False}
+    api.answers["GET /v1/connect/intentions/check"] = (200, answer)
+    words = "intentions check web job --method PUT --path /x?y=1 -H a=b -H c:d"
+    assert shell(words) == (1, "Denied\n", "")
+    assert parse_qsl(api.asked[-1][1]) == [
+        *(("source", "web"), ("destination", "job"), ("method", "PUT"), ("path", "/x?y=1")),
+        *(("header", "a=b"), ("header", "c:d")),
+    ]
+    assert json.loads(shell(f"{words} -json")[1]) == answer
+    api.answers["GET /v1/connect/intentions/check"] = (400, "no such request")
+    assert shell(words) == (2, "", "meshrun: no such request\n")
 
 
 def test_an_existing_intention_is_not_replaced_unasked(api: Api, shell: Shell) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
-from meshrun.supervisor.configuration import meshfile, sections
+from meshrun.supervisor.configuration import meshfile, permissions, sections
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
@@ -30,6 +30,8 @@ TABLES = {
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
+    "permissions": permissions.PERMISSION_KEYS,
+    "headers": permissions.HEADER_KEYS,
 }
 LATER = {
     *meshfile.TOP_KEYS_LATER,
@@ -37,7 +39,6 @@ LATER = {
     *sections.UPSTREAM_KEYS_LATER,
     *sections.PROBE_KINDS_LATER,
     *sections.SERVICE_KEYS_LATER,
-    *sections.INTENTION_KEYS_LATER,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrun.proxy import inbound_tunnels, outbound, pool, pump
+from meshrun.proxy import inbound_tunnels, outbound_tunnels, pool, pump
 from meshrun.proxy.errors import FramingError
 from meshrun.proxy.framing import (
     ALPN,
@@ -327,7 +327,7 @@ def test_the_specification_has_the_numbers_of_the_code() -> None:
     assert f"beyond {inbound_tunnels.MOST_IDLE} idle" in SPECIFICATION
     assert f"one read of the app ({pump.BUFFER_BYTES >> 10} KiB)" in SPECIFICATION
     assert f"{pump.MOST_WAITING_BYTES >> 10} KiB together" in SPECIFICATION
-    assert f"connect timeout and {outbound.ANSWER_GRACE_S:g} s" in SPECIFICATION
+    assert f"connect timeout and {outbound_tunnels.ANSWER_GRACE_S:g} s" in SPECIFICATION
 
 
 def test_the_example_of_the_specification_is_what_the_code_says() -> None:

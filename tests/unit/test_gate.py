@@ -3,11 +3,23 @@
 from collections.abc import Sequence
 
 import pytest
+from support.callers import caller
 
+from meshrun.proxy import ledger
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.gate import Call, Gate
 from meshrun.proxy.intentions import Action, Intention
-from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Snapshot
+from meshrun.proxy.ledger import Ledger
+from meshrun.proxy.messages import (
+    ConnectionFailed,
+    Connections,
+    Denied,
+    Inbound,
+    Record,
+    Recorded,
+    Snapshot,
+    Verdicts,
+)
 from meshrun.proxy.reports import Report
 
 
@@ -27,6 +39,9 @@ class Live:
     def reset(self, reason: str) -> None:
         self._cuts.append(("live", reason))
 
+    def traffic(self) -> tuple[int, int]:
+        return 10, 20
+
 
 class Watched:
     """A gate, what it reported, and whom it cut."""
@@ -34,7 +49,9 @@ class Watched:
     def __init__(self, *intentions: Intention, most: int = 10) -> None:
         self.reports: list[Report] = []
         self.cuts: list[tuple[str, str]] = []
-        self.gate = Gate(self.reports.append)
+        self.sent: list[Recorded] = []
+        self.ledger = Ledger(self.sent.append, lambda: 0)
+        self.gate = Gate(self.reports.append, self.ledger)
         self.most = most
         self.apply(*intentions)
 
@@ -42,14 +59,21 @@ class Watched:
         self.gate.apply(snapshot(intentions, self.most))
 
     def enter(self, source: str, name: str = "") -> Call:
-        call = self.gate.enter(source, lambda reason: self.cuts.append((name or source, reason)))
+        call = self.gate.enter(
+            caller(source), lambda reason: self.cuts.append((name or source, reason))
+        )
         assert isinstance(call, Call)
         return call
 
     def refusal(self, source: str) -> Refusal:
-        refusal = self.gate.enter(source, lambda _: None)
+        refusal = self.gate.enter(caller(source), lambda _: None)
         assert isinstance(refusal, Refusal)
         return refusal
+
+    def records(self) -> list[Record]:
+        """Return what was recorded; nothing is after that."""
+        self.ledger.close()
+        return [record for message in self.sent for record in message.records]
 
 
 def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
@@ -69,7 +93,7 @@ def snapshot(intentions: Sequence[Intention], most: int) -> Snapshot:
 def test_an_allowed_caller_is_let_in_without_a_word() -> None:
     gate = Watched(intention("web", "allow"))
     call = gate.enter("web")
-    assert (call.source, call.live) == ("web", None)
+    assert (call.caller.service, call.live) == ("web", None)
     assert not gate.reports
 
 
@@ -148,3 +172,53 @@ def test_at_the_end_everybody_is_cut() -> None:
     gate.gate.close()
     assert sorted(gate.cuts) == [("live", "the sidecar stops"), ("web", "the sidecar stops")]
     assert not gate.reports
+
+
+def test_every_decision_and_every_connection_to_the_app_is_counted_once() -> None:
+    gate = Watched(intention("web", "allow"))
+    over, live, waiting = (gate.enter("web") for _ in range(3))
+    gate.gate.connected(over, Live(gate.cuts))
+    gate.gate.connected(live, Live(gate.cuts))
+    gate.gate.leave(over)
+    gate.gate.leave(over)
+    gate.gate.leave(waiting, "its app does not answer")
+    gate.refusal("api")
+    stats = gate.ledger.stats(1, gate.gate.traffic())
+    assert stats.connections == (
+        Connections(source="web", opened=2, open=1, received_bytes=20, sent_bytes=40),
+    )
+    assert stats.verdicts == (
+        Verdicts(source="web", allowed=3, denied=0, dry_run_denied=0),
+        Verdicts(source="api", allowed=0, denied=1, dry_run_denied=0),
+    )
+    gate.apply()
+    stats = gate.ledger.stats(2, gate.gate.traffic())
+    assert stats.connections[0].open == 0
+    assert stats.verdicts[0].denied == 1, "the live one was cut"
+
+
+def test_what_is_over_is_recorded_with_who_it_was_and_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = Watched(intention("web", "allow"), intention("db", "allow"), most=2)
+    gate.enter("web")  # before anybody wants to know
+    monkeypatch.setattr(ledger, "BATCH_RECORDS", 1)
+    gate.ledger.recording = True
+    gate.refusal("api")
+    broken = gate.enter("web")
+    gate.gate.connected(broken, Live(gate.cuts))
+    gate.refusal("db")
+    gate.gate.leave(broken, "it was reset")
+    gate.gate.connected(gate.enter("db"), Live(gate.cuts))
+    gate.apply(intention("web", "allow"))
+    api, full, reset, cut = gate.records()
+    assert {r.identity for r in (api, full, reset, cut)} == {
+        caller(service).identity for service in ("api", "web", "db")
+    }
+    assert {(r.kind, r.destination, r.protocol) for r in (api, cut)} == {
+        ("connection", "server", "tcp")
+    }
+    assert (api.denied, api.failure) == (True, "")
+    assert "max_connections" in full.failure
+    assert (reset.failure, reset.received_bytes, reset.sent_bytes) == ("it was reset", 10, 20)
+    assert (cut.source, cut.denied, cut.sent_bytes) == ("db", True, 20)

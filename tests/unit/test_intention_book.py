@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from meshrun.proxy.intentions import Action, Intention
+from meshrun.proxy.intentions import Action, Intention, Permission
 from meshrun.supervisor.intention_book import (
     IntentionBook,
     IntentionExistsError,
@@ -44,9 +44,17 @@ def create(
     now: float = 1000.0,
     made_id: str = "made",
     meta: Mapping[str, str] | None = None,
-) -> bool:
+    permissions: tuple[Permission, ...] = (),
+) -> Intention:
     return book.create(
-        *pair, action, description="", meta=meta or {}, replace=replace, now=now, id=made_id
+        *pair,
+        action,
+        permissions=permissions,
+        description="",
+        meta=meta or {},
+        replace=replace,
+        now=now,
+        id=made_id,
     )
 
 
@@ -56,8 +64,7 @@ def book() -> IntentionBook:
 
 
 def test_a_created_intention_is_in_force(book: IntentionBook) -> None:
-    assert not create(book, ("web", "cache"), "deny", meta={"team": "shop"})
-    made = book.find(("web", "cache"))
+    made = create(book, ("web", "cache"), "deny", meta={"team": "shop"})
     assert made == Intention(
         source="web",
         destination="cache",
@@ -68,7 +75,7 @@ def test_a_created_intention_is_in_force(book: IntentionBook) -> None:
         meta={"team": "shop"},
         created_at=1000.0,
     )
-    assert book.find("made") == made
+    assert book.find(("web", "cache")) == book.find("made") == made
 
 
 def test_effective_is_in_evaluation_order(book: IntentionBook) -> None:
@@ -96,7 +103,7 @@ def test_creating_a_runtime_pair_twice_fails(book: IntentionBook) -> None:
 
 
 def test_replace_lays_a_runtime_intention_over_the_file(book: IntentionBook) -> None:
-    assert create(book, ("web", "db"), "deny", replace=True)
+    create(book, ("web", "db"), "deny", replace=True)
     found = book.find(("web", "db"))
     assert found is not None
     assert (found.action, found.origin, found.id) == ("deny", "runtime", "made")
@@ -104,14 +111,14 @@ def test_replace_lays_a_runtime_intention_over_the_file(book: IntentionBook) -> 
 
 def test_replace_keeps_id_and_birth_of_a_runtime_intention(book: IntentionBook) -> None:
     create(book, ("web", "cache"), made_id="first", now=1.0)
-    assert create(book, ("web", "cache"), "deny", replace=True, made_id="second", now=2.0)
-    found = book.find("first")
-    assert found is not None
+    found = create(book, ("web", "cache"), "deny", replace=True, made_id="second", now=2.0)
+    assert book.find("first") == found
     assert (found.action, found.created_at) == ("deny", 1.0)
 
 
 def test_replace_of_nothing_creates(book: IntentionBook) -> None:
-    assert not create(book, ("web", "cache"), replace=True)
+    made = create(book, ("web", "cache"), replace=True)
+    assert book.find(("web", "cache")) == made
 
 
 def test_deleting_a_runtime_intention_brings_the_files_back(book: IntentionBook) -> None:
@@ -129,6 +136,23 @@ def test_deleting_what_stands_only_in_the_file_names_the_line_and_the_way_out(
         "cannot delete web => db (allow): it stands in mesh.toml:12; remove it there, or overrule "
         "it with: meshrun intentions create -deny -replace web db"
     )
+
+
+def test_permissions_are_kept_and_named_in_refusals(book: IntentionBook) -> None:
+    get = Permission(action="allow", methods=("GET",))
+    made = create(book, ("web", "api"), "deny", permissions=(get,))
+    assert made.permissions == (get,)
+    with pytest.raises(IntentionExistsError, match=r"cannot create web => api \(2 permissions\)"):
+        create(book, ("web", "api"), "deny", permissions=(get, get))
+
+
+def test_the_way_out_of_permissions_opens_nothing() -> None:
+    get = Permission(action="allow", methods=("GET",))
+    in_file = Intention(
+        source="web", destination="db", action="deny", permissions=(get,), where="mesh.toml:3"
+    )
+    with pytest.raises(IntentionInFileError, match="create -deny -replace web db"):
+        IntentionBook([in_file], Store()).delete(in_file.pair)
 
 
 def test_the_way_out_can_be_pasted_into_a_shell() -> None:

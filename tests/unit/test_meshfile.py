@@ -7,6 +7,7 @@ from signal import Signals
 
 import pytest
 
+from meshrun.proxy.intentions import HeaderMatch, Permission
 from meshrun.supervisor.configuration import meshfile
 from meshrun.supervisor.configuration.meshfile import find, load, load_procfile
 from meshrun.supervisor.configuration.model import (
@@ -309,3 +310,55 @@ def test_a_procfiles_command_stays_in_its_shell() -> None:
     assert findings('[mesh]\nprocfile = "Procfile"\n[apps.web]\nshell = false') == [
         "mesh.toml:4:9: apps.web.shell = false needs a command: the Procfile's is for a shell"
     ]
+
+
+def test_what_an_intention_says_of_requests() -> None:
+    apps = '[apps.web]\ncommand = "web"\nprotocol = "http"\n[apps.api]\ncommand = "api"\n'
+    short = loaded(
+        apps
+        + """
+[[intentions]]
+from = "api"
+to = "web"
+methods = ["GET", "HEAD"]
+path_prefix = "/v1"
+headers = [{ name = "X-Role", exact = "admin", ignore_case = true }]
+[[intentions]]
+from = "*"
+to = "web"
+dry_run = true
+permissions = [
+    { action = "deny", path_prefix = "/." },
+    { action = "allow", path_regex = "/v[12]/.*", headers = [
+        { name = "x-tenant", present = true, invert = true },
+        { name = "x-name", contains = "é" },
+    ] },
+]
+[[intentions]]
+from = "web"
+to = "web"
+action = "deny"
+dry_run = true
+"""
+    ).intentions
+    assert [str(i) for i in short] == [
+        "api => web (1 permission)",
+        "* => web (2 permissions, dry run)",
+        "web => web (deny, dry run)",
+    ]
+    assert [i.action for i in short] == ["deny", "deny", "deny"]
+    role = HeaderMatch(name="x-role", exact="admin", ignore_case=True)
+    assert short[0].permissions == (
+        Permission(action="allow", methods=("GET", "HEAD"), path_prefix="/v1", headers=(role,)),
+    )
+    assert short[1].permissions == (
+        Permission(action="deny", path_prefix="/."),
+        Permission(
+            action="allow",
+            path_regex="/v[12]/.*",
+            headers=(
+                HeaderMatch(name="x-tenant", present=True, invert=True),
+                HeaderMatch(name="x-name", contains="é"),
+            ),
+        ),
+    )

@@ -7,8 +7,15 @@ from meshrun.proxy.messages import ConnectionFailed, Denied
 from meshrun.proxy.reports import MOST_KINDS, Summary
 
 
-def denied(source: str, count: int = 1) -> Denied:
-    return Denied(kind="intention", source=source, reason="none matches", count=count)
+def denied(source: str, count: int = 1, request: str = "", *, dry_run: bool = False) -> Denied:
+    return Denied(
+        kind="intention",
+        source=source,
+        reason="none matches",
+        count=count,
+        request=request,
+        dry_run=dry_run,
+    )
 
 
 def test_the_first_of_a_kind_goes_at_once_and_the_others_as_a_sum() -> None:
@@ -34,6 +41,31 @@ def test_after_a_quiet_period_the_next_is_news() -> None:
     assert not list(summary.turn())
     assert not summary
     assert summary.add(denied("web")) == denied("web")
+
+
+def test_denials_of_several_requests_are_alike_and_the_first_is_the_example() -> None:
+    summary = Summary()
+    assert summary.add(denied("web", request="GET /admin")) == denied("web", request="GET /admin")
+    assert summary.add(denied("web", request="GET /other")) is None
+    assert summary.add(denied("web")) is None
+    dry = denied("web", request="GET /other", dry_run=True)
+    assert summary.add(dry) == dry
+    for _ in range(2):
+        assert list(summary.turn())[:1] == [denied("web", count=2, request="GET /admin")]
+        assert summary.add(denied("web", request="GET /1")) is None
+        assert summary.add(denied("web", request="GET /2")) is None
+
+
+def test_a_flood_of_requests_is_one_kind() -> None:
+    summary = Summary()
+    sent = [summary.add(denied("web", request=f"GET /{n}")) for n in range(10 * MOST_KINDS)]
+    assert len([each for each in sent if each is not None]) == 1
+
+
+def test_dry_runs_too_many_to_tell_apart_are_still_dry_runs() -> None:
+    summary = Summary()
+    told = [summary.add(denied(f"s{n}", dry_run=True)) for n in range(2 * MOST_KINDS)]
+    assert all(isinstance(each, Denied) and each.dry_run for each in told if each is not None)
 
 
 def test_kinds_are_bounded() -> None:

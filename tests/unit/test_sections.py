@@ -23,10 +23,15 @@ KEYS = st.sampled_from(
         *("depends_on", "http", "tcp", "exec", "interval", "stop", "signal", "timeout", "restart"),
         *("address", "protocol", "from", "to", "action", "methods", "\u001b[2J", ""),
         *("workers", "max_connections", "idle_timeout"),
+        *("path_exact", "path_prefix", "path_regex", "headers", "permissions", "dry_run"),
+        *("present", "exact", "regex", "invert", "ignore_case"),
     ]
 )
 SCALARS = st.sampled_from(
-    [0, 1, -1, 8080, 10**20, True, False, 0.5, "", "web", "api", "*", "10s", "1-2", "${A}", "'"]
+    [
+        *(0, 1, -1, 8080, 10**20, True, False, 0.5, "", "web", "api", "*", "10s", "1-2", "${A}"),
+        *("'", "GET", "deny", "/a", "/a/../b", "(", "x-role", "_"),
+    ]
 )
 TREES = st.recursive(
     SCALARS,

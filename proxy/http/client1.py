@@ -1,0 +1,310 @@
+"""HTTP/1 on a connection to whoever answers: one exchange after another (RFC 9112)."""
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http import head1
+from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
+from meshrun.proxy.http.exchange import Exchange, Failure
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.link import Link
+
+__all__ = ["Http1Client"]
+
+# What is copied to be sent together with what comes next, rather than sent by itself.
+COPIED_BYTES = 16 * 1024
+
+
+class _Reading(Enum):
+    """What comes next from the peer."""
+
+    NOTHING = auto()  # no request is under way, or the connection is closed
+    HEAD = auto()
+    COUNTING = auto()  # a body with a length
+    CHUNKS = auto()
+    ALL = auto()  # a body until the connection ends, or another protocol
+
+
+NOTHING, HEAD, COUNTING, CHUNKS, ALL = _Reading
+
+
+class Http1Client:
+    """Asks over `link`; is the upstream of its exchange.
+
+    Calls `on_idle` when it can take another request, `on_closed` when it never will again.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_chunking",
+        "_counted",
+        "_exchange",
+        "_link",
+        "_method",
+        "_on_closed",
+        "_on_idle",
+        "_out",
+        "_pending",
+        "_reading",
+        "_reusable",
+        "_searched",
+        "_sent",
+        "_upgradable",
+        "_upgraded",
+        "closed",
+        "used",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        on_idle: "Callable[[Http1Client], None]",
+        on_closed: "Callable[[Http1Client], None]",
+    ) -> None:
+        self._link = link
+        self._on_idle = on_idle
+        self._on_closed = on_closed
+        self._reading = NOTHING
+        self._exchange: Exchange | None = None
+        self._method = ""
+        self._pending = b""  # of a head
+        self._searched = 0
+        self._counted = 0
+        self._chunked: Chunked | None = None
+        self._chunking = False  # the request is sent in chunks
+        self._sent = True  # the request is complete
+        self._reusable = True  # as far as the last response says
+        self._upgradable = False
+        self._upgraded = False
+        self._out: list[bytes] = []
+        self.closed = False
+        self.used = False  # it has carried an exchange before this one
+
+    def start(self) -> None:
+        """Begin to receive."""
+        self._link.start(self)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a request."""
+        return self._exchange is None and not self.closed
+
+    def request(self, request: Request, exchange: Exchange, extra: Fields) -> "Http1Client":
+        """Send a head with `extra` fields; return the upstream, which is this."""
+        assert self.idle
+        self._exchange = exchange
+        self._method = request.method
+        self._upgradable = bool(request.upgrade)
+        self._reading = HEAD
+        self._chunking = request.framing is STREAMED
+        self._sent = False
+        self._out.append(head1.write_request(request, extra))
+        return self
+
+    def close(self) -> None:
+        """Close, which must be idle."""
+        self._shut()
+        self._link.close(linger=False)
+
+    def reset(self, reason: str) -> None:
+        """Cut the connection, and with it the exchange under way."""
+        if not self.closed:
+            self._link.reset()
+            self._fail(reason)
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return self._link.idle_s()
+
+    # The exchange's upstream.
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send a part of the body."""
+        if self._chunking:
+            self._out.append(chunk(data))
+        elif len(data) < COPIED_BYTES:
+            self._out.append(bytes(data))
+        else:
+            self._write_out()
+            self._link.write(data)
+
+    def end(self, trailers: Fields) -> None:
+        """The request is complete."""
+        self._sent = True
+        if self._upgraded:
+            self._write_out()
+            if self._reading is NOTHING:
+                self._shut()
+                self._link.close()
+            else:
+                self._link.end()
+        elif self._chunking:
+            self._chunking = False
+            self._out.append(last_chunk(trailers))
+
+    def abort(self, reason: str) -> None:
+        """Nobody waits for the response any more: the connection is of no use."""
+        self._exchange = None
+        self._link.reset()
+        self._shut()
+
+    def flush(self) -> None:
+        """Send now what was given."""
+        self._write_out()
+        if self._link.clogged and self._exchange is not None and not self._sent:
+            self._exchange.hold_request()
+
+    def hold(self) -> None:
+        """Deliver no more of the response."""
+        self._link.listen(False)
+
+    def resume(self) -> None:
+        """Deliver again."""
+        self._link.listen(True)
+
+    def _write_out(self) -> None:
+        out = self._out
+        if out:
+            self._link.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    # The link's owner.
+
+    def received(self, data: memoryview) -> None:
+        """Understand what came."""
+        exchange = self._exchange
+        if exchange is None:
+            # Bytes that nobody asked for: a late timeout of the app's, or the end of an answer that
+            # is longer than it said. What it is cannot be told from an answer to the next request.
+            self._link.reset()
+            self._shut()
+            return
+        try:
+            self._take(data, exchange)
+        except HttpError as error:
+            self._link.reset()
+            self._fail(f"what came is no response: {error}", broken=True)
+            return
+        exchange.flush_response()
+
+    def ended(self) -> None:
+        """The other side will send nothing more."""
+        exchange = self._exchange
+        if exchange is None:
+            self.close()
+        elif self._reading is ALL:
+            self._response_over(exchange, [])
+            exchange.flush_response()
+        else:
+            self._link.reset()
+            self._fail("the connection was closed before the response was complete")
+
+    def drained(self) -> None:
+        """The other side takes more again."""
+        if self._exchange is not None:
+            self._exchange.resume_request()
+
+    def broken(self, reason: str) -> None:
+        """The connection is gone."""
+        self._fail(reason)
+
+    # One response.
+
+    def _take(self, data: memoryview, exchange: Exchange) -> None:
+        rest: bytes | memoryview = data
+        if self._reading is HEAD:
+            rest = self._take_heads(bytes(self._pending) + data if self._pending else bytes(data))
+        if not rest or self._exchange is not exchange:
+            return
+        reading = self._reading
+        if reading is COUNTING:
+            piece = rest[: self._counted]
+            self._counted -= len(piece)
+            exchange.response_data(piece)
+            if not self._counted and self._exchange is exchange:
+                self._response_over(exchange, [], excess=len(rest) > len(piece))
+        elif reading is CHUNKS:
+            chunked = self._chunked
+            assert chunked is not None
+            pieces, taken = chunked.feed(rest)
+            for piece in pieces:
+                if self._exchange is exchange:
+                    exchange.response_data(piece)
+            if chunked.over and self._exchange is exchange:
+                self._response_over(exchange, chunked.trailers, excess=taken < len(rest))
+        elif reading is ALL:
+            exchange.response_data(rest)
+
+    def _take_heads(self, data: bytes) -> bytes:
+        """Take interim heads and the final one; return what is behind it."""
+        exchange = self._exchange
+        while exchange is not None and self._reading is HEAD:
+            end = head1.find_head(data, self._searched, of_response=True)
+            if end < 0:
+                self._searched = max(0, len(data) - 3)
+                self._pending = data
+                return b""
+            self._searched = 0
+            self._pending = b""
+            response = head1.parse_response(data[:end] if end < len(data) else data, self._method)
+            data = data[end:]
+            if not response.interim:
+                self._expect(response)
+            exchange.response_head(response)
+            if self._exchange is not exchange:
+                return b""
+            if not response.interim and response.framing is NO_BODY and not self._upgraded:
+                self._response_over(exchange, [], excess=bool(data))
+                return b""
+        return data
+
+    def _expect(self, response: Response) -> None:
+        self._reusable = response.keeps_alive and not response.until_close
+        if response.status == 101:
+            if not self._upgradable:
+                raise HttpError(502, "101 came, and no other protocol was asked for")
+            self._reading = ALL
+            self._upgraded = True
+            self._sent = False
+        elif response.framing is COUNTED:
+            self._reading = COUNTING
+            self._counted = response.length or 0
+        elif response.until_close:
+            self._reading = ALL
+        elif response.framing is STREAMED:
+            self._reading = CHUNKS
+            self._chunked = Chunked(of_response=True)
+
+    def _response_over(self, exchange: Exchange, trailers: Fields, *, excess: bool = False) -> None:
+        self._reading = NOTHING
+        self._chunked = None
+        self.used = True
+        if self._upgraded and not self._sent:
+            exchange.response_end(trailers)  # the other direction may go on
+            return
+        self._exchange = None
+        # Bytes behind a response belong to none; a request that is not complete leaves the other
+        # side waiting for the rest of it.
+        if self._reusable and self._sent and not excess:
+            self._on_idle(self)
+        else:
+            self._shut()
+            self._link.close()
+        exchange.response_end(trailers)
+
+    def _fail(self, reason: str, *, broken: bool = False) -> None:
+        exchange, self._exchange = self._exchange, None
+        begun = broken or self._reading is not HEAD or bool(self._pending)
+        self._shut()
+        if exchange is not None:
+            exchange.response_failed(Failure.BROKEN if begun else Failure.SILENT, reason)
+            exchange.flush_response()
+
+    def _shut(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._reading = NOTHING
+            self._pending = b""
+            self._out.clear()
+            self._on_closed(self)

@@ -1,0 +1,370 @@
+"""HTTP in front of the app: every request is judged for itself, and only then the app hears of it.
+
+A connection of a peer is let in whoever of this mesh it is, since what is denied is answered with a
+403. Each has connections of its own to the app, made when its first request is let in.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from random import Random
+
+from meshrun.proxy import callee, dial, sockets, tasks
+from meshrun.proxy.caller import Caller
+from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.http.client1 import Http1Client
+from meshrun.proxy.http.client2 import Http2Client
+from meshrun.proxy.http.exchange import Downstream, Failure, Server
+from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.http.link import Link, SocketLink
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
+from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.server1 import Http1Server
+from meshrun.proxy.http.server2 import Http2Server
+from meshrun.proxy.idleness import IdleWatch
+from meshrun.proxy.ledger import Ledger
+from meshrun.proxy.messages import ConnectionFailed, Denied, Protocol
+from meshrun.proxy.poller import Poller
+from meshrun.proxy.reports import Report
+
+__all__ = ["HttpInbound"]
+
+# What tells the app who calls: never what a caller says of itself. Envoy's name, and ours.
+CERTIFICATE_HEADER = "X-Forwarded-Client-Cert"
+IDENTITY_HEADER = "X-Mesh-Client-Id"
+
+_OURS = frozenset({CERTIFICATE_HEADER.lower(), IDENTITY_HEADER.lower()})
+_REQUEST_ID = REQUEST_ID.lower()
+
+# Envoy's idle_timeout of connections.
+CONNECTION_IDLE_S = 3600.0
+
+DENIED = "this call is not allowed here"
+EXPIRED = "the caller's certificate has expired"
+
+
+class HttpInbound:
+    """Serves the requests that come over connections of peers."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        gate: Gate,
+        ledger: Ledger,
+        report: Callable[[Report], None],
+        rng: Random,
+    ) -> None:
+        self.request_ids = RequestIds(rng)
+        self.poller = poller
+        self.gate = gate
+        self.ledger = ledger
+        self.report = report
+        self._connections: set[_Connection] = set()
+        self._idle = IdleWatch(lambda: list(self._connections), self.failed)
+
+    @property
+    def protocol(self) -> Protocol:
+        """What the app speaks."""
+        return self.gate.app.protocol
+
+    def serve(self, link: Link, caller: Caller, call: Call) -> None:
+        """Take over the connection of a peer, which counts as `call`; call `link`'s start."""
+        connection = _Connection(self, caller, call)
+        if self.protocol == "http":
+            server: Http1Server | Http2Server = Http1Server(link, connection)
+        else:
+            server = Http2Server(link, connection, grpc=self.protocol == "grpc")
+        connection.server = server
+        call.cut = connection.reset
+        self._connections.add(connection)
+        self._idle.set(CONNECTION_IDLE_S)
+        server.start()
+
+    def rotate(self) -> None:
+        """Take no more requests over connections under an old leaf; those under way go on."""
+        for connection in list(self._connections):
+            connection.retire()
+
+    def close(self) -> None:
+        """Watch nothing any more; the gate cuts the connections."""
+        self._idle.close()
+
+    def forget(self, connection: "_Connection") -> None:
+        """A connection is over."""
+        self._connections.discard(connection)
+
+    def failed(self, reason: str) -> None:
+        """Report that the app could not be reached, or broke off."""
+        self.report(ConnectionFailed(upstream=None, reason=reason))
+
+
+class _Connection:
+    """The handler of one connection of a peer, and its connections to the app."""
+
+    def __init__(self, inbound: HttpInbound, caller: Caller, call: Call) -> None:
+        self.inbound = inbound
+        self.caller = caller
+        self.server: Server | None = None
+        self._call = call
+        own = inbound.gate.snapshot.identity
+        certificate = f"By={own};Hash={caller.fingerprint};URI={caller.identity}"
+        self._identity: Fields = [
+            (CERTIFICATE_HEADER, certificate),
+            (IDENTITY_HEADER, caller.identity),
+        ]
+        self.grpc = inbound.protocol == "grpc"
+        self.multiplexed = inbound.protocol in ("http2", "grpc")
+        self._idle: list[Http1Client] = []
+        self._clients1: set[Http1Client] = set()
+        self._clients2: set[Http2Client] = set()
+
+    def retire(self) -> None:
+        """Take no more requests."""
+        if self.server is not None:
+            self.server.retire()
+
+    def reset(self, reason: str) -> None:
+        """Cut the connection."""
+        if self.server is not None:
+            self.server.reset(reason)
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return 0.0 if self.server is None else self.server.idle_s()
+
+    # The server's handler.
+
+    def begin(self, request: Request, downstream: Downstream) -> "_Exchange":
+        """Judge a request, and send it on."""
+        exchange = _Exchange(self, request, downstream)
+        exchange.begin()
+        return exchange
+
+    def refused(self, status: int, reason: str) -> None:
+        """What came is no request."""
+        caller = self.caller
+        self.inbound.report(Denied(kind="peer", source=caller.service, reason=reason))
+        ledger, service = self.inbound.ledger, self.inbound.gate.snapshot.service
+        ledger.exchanged(caller.service, service, status, 0.0, 0, 0)
+
+    def closed(self) -> None:
+        """The connection is over, and those to the app with it."""
+        self.server = None
+        self.inbound.gate.leave(self._call)
+        self.inbound.forget(self)
+        for client1 in list(self._clients1):
+            client1.close() if client1.idle else client1.reset("the caller is gone")
+        for client2 in list(self._clients2):
+            client2.retire()
+
+    # To the app.
+
+    def forward(self, exchange: "_Exchange", *, fresh: bool = False) -> None:
+        """Send a request to the app, over a connection that is there or a new one."""
+        if self.multiplexed:
+            for client2 in self._clients2:
+                if client2.capacity:
+                    exchange.send_over(client2)
+                    return
+        elif self._idle and not fresh:
+            exchange.send_over(self._idle.pop())
+            return
+        app = self.inbound.gate.app
+        try:
+            sock = dial.at_once(app.host, app.port)
+        except OSError as error:
+            exchange.wait(self._dial(exchange, error))
+            return
+        if sock is None:
+            exchange.wait(self._dial(exchange, None))
+        else:
+            exchange.send_over(self._adopt(sock))
+
+    async def _dial(self, exchange: "_Exchange", failed: OSError | None) -> None:
+        try:
+            sock = await callee.reach(self.inbound.poller, self.inbound.gate.app, failed)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self.inbound.failed(reason)
+            exchange.unreachable(reason)
+            return
+        if self.server is None or exchange.gone:
+            sockets.reset(sock)
+        else:
+            exchange.send_over(self._adopt(sock))
+
+    def _adopt(self, sock: socket.socket) -> Http1Client | Http2Client:
+        sockets.guard(sock)
+        link = SocketLink(self.inbound.poller, sock)
+        if self.multiplexed:
+            client2 = Http2Client(link, self._changed)
+            self._clients2.add(client2)
+            client2.start()
+            return client2
+        client1 = Http1Client(link, self._idle.append, self._lost)
+        self._clients1.add(client1)
+        client1.start()
+        return client1
+
+    def prepare(self, request: Request) -> Fields:
+        """Return what is added for the app, and take from `request` what only looks like it."""
+        has_id = False
+        forged = False
+        for name, _ in request.fields:
+            lower = name.lower()
+            if lower == _REQUEST_ID:
+                has_id = True
+            elif lower in _OURS or ("_" in lower and lower.replace("_", "-") in _OURS):
+                forged = True
+        if forged:
+            request.fields = [
+                (name, value)
+                for name, value in request.fields
+                if name.lower().replace("_", "-") not in _OURS
+            ]
+        if not has_id:
+            request.fields.append((REQUEST_ID, self.inbound.request_ids.new()))
+        return self._identity
+
+    def _lost(self, client: Http1Client) -> None:
+        self._clients1.discard(client)
+        if client in self._idle:
+            self._idle.remove(client)
+
+    def _changed(self, client: Http2Client) -> None:
+        if client.closed:
+            self._clients2.discard(client)
+
+
+class _Exchange(Relay):
+    """A request of a peer, on its way to the app if it may be made."""
+
+    __slots__ = (
+        "_again",
+        "_began",
+        "_call",
+        "_client",
+        "_connection",
+        "_denied",
+        "_dialling",
+        "_extra",
+        "_failure",
+    )
+
+    def __init__(self, connection: _Connection, request: Request, downstream: Downstream) -> None:
+        super().__init__(request, downstream, grpc=connection.grpc)
+        self._connection = connection
+        self._began = time.monotonic()
+        self._call: Call | None = None
+        self._client: Http1Client | Http2Client | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._extra: Fields = []
+        self._again = False
+        self._denied = False
+        self._failure = ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self._answered
+
+    def begin(self) -> None:
+        """Judge the request, and send it on or answer it."""
+        connection = self._connection
+        caller, inbound = connection.caller, connection.inbound
+        if time.time() >= caller.not_after:
+            inbound.report(Denied(kind="peer", source=caller.service, reason=EXPIRED))
+            self._deny()
+            connection.retire()
+            return
+        self._extra = connection.prepare(self.request)
+        self._call = inbound.gate.judge(caller, self.request, self._forbidden)
+        if self._call is None:
+            self._deny()
+        else:
+            connection.forward(self)
+
+    def send_over(self, client: Http1Client | Http2Client) -> None:
+        """Send the request over `client`."""
+        self._client = client
+        self._dialling = None
+        self.connect(client.request(self.request, self, self._extra))
+
+    def wait(self, dialling: Coroutine[object, object, None]) -> None:
+        """Wait for the app to listen."""
+        self._dialling = tasks.start(dialling, "request")
+
+    def unreachable(self, reason: str) -> None:
+        """The app did not take a connection in time."""
+        self._dialling = None
+        self._failure = reason
+        self.answer(503, "the app does not answer", unreached=True)
+
+    def response_head(self, head: Response) -> None:
+        """Pass a head on."""
+        if head.status == 503:
+            take_unreached(head)  # what only this sidecar may say
+        super().response_head(head)
+
+    def response_failed(self, failure: Failure, reason: str) -> None:
+        """Ask again what a connection that the app was about to close has swallowed."""
+        client = self._client
+        stale = failure is Failure.UNSENT or (isinstance(client, Http1Client) and client.used)
+        if (
+            stale
+            and not self._again
+            and not self._answered
+            and may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
+        ):
+            self._again = True
+            self._upstream = None
+            self._connection.forward(self, fresh=True)
+            self.flush_request()
+            return
+        self._failure = reason
+        self._connection.inbound.failed(reason)
+        super().response_failed(failure, reason)
+
+    def over(self, reason: str) -> None:
+        """Count what is over, and tell of it if that is wanted."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        connection = self._connection
+        caller, inbound = connection.caller, connection.inbound
+        if self._call is not None:
+            inbound.gate.leave(self._call)
+        duration_s = time.monotonic() - self._began
+        service = inbound.gate.snapshot.service
+        ledger = inbound.ledger
+        ledger.exchanged(
+            caller.service,
+            service,
+            self.status,
+            duration_s,
+            self.received_bytes,
+            self.sent_bytes,
+        )
+        if ledger.recording:
+            ledger.record(
+                record(
+                    self,
+                    source=caller.service,
+                    identity=caller.identity,
+                    destination=service,
+                    duration_s=duration_s,
+                    multiplexed=connection.multiplexed,
+                    denied=self._denied,
+                    dry_run=self._call is not None and self._call.dry_run,
+                    failure=self._failure or reason,
+                )
+            )
+
+    def _deny(self) -> None:
+        self._denied = True
+        self.answer(403, DENIED)
+
+    def _forbidden(self, reason: str) -> None:
+        self._denied = True
+        self.cut(reason)

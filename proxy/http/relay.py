@@ -1,0 +1,286 @@
+"""An exchange that passes on what comes, and keeps what comes before there is an upstream."""
+
+import time
+from random import Random
+from time import monotonic
+
+from meshrun.proxy.http import answers
+from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
+from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
+from meshrun.proxy.messages import Record, Reporter
+
+__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_unreached"]
+
+REQUEST_ID = "X-Request-Id"
+
+# Said by the sidecar in front of an app to that of the caller: the request may be sent elsewhere.
+UNREACHED = ("X-Meshrun-Unreached", "1")
+_UNREACHED = UNREACHED[0].lower()
+
+
+def take_unreached(head: Response) -> bool:
+    """Return whether `head` said that the app heard nothing of the request; take that out."""
+    fields = [field for field in head.fields if field[0].lower() != _UNREACHED]
+    said = len(fields) < len(head.fields)
+    head.fields = fields
+    return said
+
+
+class RequestIds:
+    """Makes identifiers in the form of random UUIDs (RFC 9562 5.4); they guard nothing.
+
+    Random is where the count begins, and what stands before it: to make each anew would cost more
+    than to parse a small request.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        digits = f"{rng.getrandbits(72):018x}"
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-"
+        self._next = rng.getrandbits(48)
+
+    def new(self) -> str:
+        """Return another one."""
+        self._next = (self._next + 1) & 0xFFFFFFFFFFFF
+        return f"{self._prefix}{self._next:012x}"
+
+
+class Relay:
+    """Joins `downstream`, which sent `request`, to the upstream that `connect` is told of.
+
+    What is special to a side of the sidecar stands in its subclass.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_complete",
+        "_early",
+        "_held",
+        "_moved",
+        "_over",
+        "_trailers",
+        "_upstream",
+        "downstream",
+        "grpc",
+        "received_bytes",
+        "request",
+        "sent_bytes",
+        "status",
+    )
+
+    def __init__(self, request: Request, downstream: Downstream, *, grpc: bool) -> None:
+        self.request = request
+        self.downstream = downstream
+        self.grpc = grpc
+        self.status = 0  # of the final head, once it was sent
+        self.received_bytes = 0  # of the request's body
+        self.sent_bytes = 0  # of the response's
+        self._upstream: Upstream | None = None
+        self._early = b""
+        self._held = False
+        self._complete = False  # the request
+        self._trailers: Fields = []
+        self._answered = False  # nothing more goes to the downstream
+        self._over = False
+        self._moved = monotonic()
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return monotonic() - self._moved
+
+    def reset(self, reason: str) -> None:
+        """Give up, with an answer if there is none yet."""
+        self.answer(504, "nothing moved for too long")
+
+    def connect(self, upstream: Upstream) -> None:
+        """Relay to `upstream`, which has had the head, from now on."""
+        self._upstream = upstream
+        if self._early:
+            early, self._early = self._early, b""
+            upstream.send(early)
+        if self._complete:
+            upstream.end(self._trailers)
+        if self._held:
+            self._held = False
+            self.downstream.resume()
+
+    def answer(self, status: int, text: str, *, unreached: bool = False) -> None:
+        """Answer instead of an upstream, or break off what cannot be answered any more.
+
+        `unreached` tells the caller's sidecar that the app has heard nothing of the request.
+        """
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort(text)
+        if self._answered:
+            return
+        if self.status:
+            self._break_off(text)
+            return
+        head, body = answers.answer(status, text, grpc=self.grpc)
+        if self.request.method == "HEAD":
+            body = b""
+        if unreached:
+            head.fields.append(UNREACHED)
+        self._answered = True
+        self.status = status
+        downstream = self.downstream
+        downstream.respond(head)
+        if body and head.framing is not NO_BODY:
+            self.sent_bytes += len(body)
+            downstream.send(body)
+        downstream.end([])
+        downstream.flush()
+        self._finish("")
+
+    def cut(self, reason: str) -> None:
+        """Break the exchange off on both sides."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort(reason)
+        if not self._answered:
+            self._break_off(reason)
+
+    def over(self, reason: str) -> None:
+        """The exchange is over, for `reason` where it failed; called once."""
+
+    def _break_off(self, reason: str) -> None:
+        self._answered = True
+        self.downstream.abort(reason)
+        self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self.over(reason)
+
+    # From the downstream.
+
+    def request_data(self, data: bytes | memoryview) -> None:
+        """Pass a part of the body on."""
+        self._moved = monotonic()
+        self.received_bytes += len(data)
+        if self._upstream is not None:
+            self._upstream.send(data)
+        elif not self._answered:
+            self._early += data
+            if not self._held:
+                self._held = True
+                self.downstream.hold()
+
+    def request_end(self, trailers: Fields) -> None:
+        """The request is complete."""
+        self._complete = True
+        if self._upstream is not None:
+            self._upstream.end(trailers)
+        else:
+            self._trailers = trailers
+        if self.status == 101 and self._answered:
+            self._finish("")
+
+    def request_aborted(self, reason: str) -> None:
+        """Whoever asked is gone."""
+        self._answered = True
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort(reason)
+        self._finish(reason)
+
+    def hold_response(self) -> None:
+        """The downstream takes no more for now."""
+        if self._upstream is not None:
+            self._upstream.hold()
+
+    def resume_response(self) -> None:
+        """It takes more again."""
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def flush_request(self) -> None:
+        """The downstream has delivered all that it has for now."""
+        if self._upstream is not None:
+            self._upstream.flush()
+
+    # From the upstream.
+
+    def response_head(self, head: Response) -> None:
+        """Pass a head on."""
+        if not head.interim:
+            self.status = head.status
+            if head.status == 101:
+                self._complete = False  # both directions are open again
+        self.downstream.respond(head)
+
+    def response_data(self, data: bytes | memoryview) -> None:
+        """Pass a part of the body on."""
+        self._moved = monotonic()
+        self.sent_bytes += len(data)
+        self.downstream.send(data)
+
+    def response_end(self, trailers: Fields) -> None:
+        """The response is complete."""
+        self._answered = True
+        if self.status == 101 and not self._complete:
+            self.downstream.end(trailers)  # the other direction goes on
+            return
+        self._upstream = None
+        self.downstream.end(trailers)
+        self._finish("")
+
+    def response_failed(self, failure: Failure, reason: str) -> None:
+        """There will be no response, or no more of it."""
+        self._upstream = None
+        if self.status:
+            self.cut(reason)
+        else:
+            self.answer(502 if failure is Failure.BROKEN else 503, "the app gave no answer")
+
+    def hold_request(self) -> None:
+        """The upstream takes no more for now."""
+        self.downstream.hold()
+
+    def resume_request(self) -> None:
+        """It takes more again."""
+        self.downstream.resume()
+
+    def flush_response(self) -> None:
+        """The upstream has delivered all that it has for now."""
+        self.downstream.flush()
+
+
+def record(
+    relay: Relay,
+    *,
+    source: str,
+    identity: str,
+    destination: str,
+    duration_s: float,
+    multiplexed: bool,
+    reporter: Reporter = "destination",
+    denied: bool = False,
+    dry_run: bool = False,
+    failure: str,
+) -> Record:
+    """Return what is told of an exchange that is over."""
+    request = relay.request
+    told = {name.lower(): value for name, value in request.fields}
+    return Record(
+        at=time.time() - duration_s,
+        kind="request",
+        source=source,
+        identity=identity,
+        destination=destination,
+        duration_s=duration_s,
+        reporter=reporter,
+        method=request.method,
+        path=request.path,
+        protocol="HTTP/2" if multiplexed else f"HTTP/1.{request.minor_version}",
+        status=relay.status,
+        received_bytes=relay.received_bytes,
+        sent_bytes=relay.sent_bytes,
+        request_id=told.get(REQUEST_ID.lower(), ""),
+        authority=request.authority,
+        user_agent=told.get("user-agent", ""),
+        denied=denied,
+        dry_run=dry_run,
+        failure=failure,
+    )

@@ -1,0 +1,421 @@
+"""HTTP/1 on a connection that requests come over: one exchange after another (RFC 9112).
+
+Pipelined requests wait, unread where they are many, until the one before them is answered, and each
+is judged for itself.
+"""
+
+import asyncio
+from enum import Enum, auto
+
+from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http import answers, head1
+from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
+from meshrun.proxy.http.exchange import Exchange, Handler
+from meshrun.proxy.http.heads import NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.link import Link
+
+__all__ = ["Http1Server"]
+
+# Against a peer that sends a head a byte at a time, and holds its place for ever; nginx's
+# client_header_timeout is 60 s, Apache's 20 s.
+HEAD_TIMEOUT_S = 10.0
+
+# What may wait behind a request that is not answered yet: then the peer is not read any more.
+MOST_PIPELINED_BYTES = 64 * 1024
+
+# What is copied to be sent together with what comes next, rather than sent by itself.
+COPIED_BYTES = 16 * 1024
+
+# Of requests that came at once, how many have their turn before other connections do: those that
+# are refused are answered at once.
+BATCH = 16
+
+
+class _Reading(Enum):
+    """What comes next from the peer."""
+
+    HEAD = auto()
+    BODY = auto()
+    REST = auto()  # of a request that is complete, nothing: what comes is the next one's
+    RAW = auto()  # the connection was upgraded
+    NOTHING = auto()  # it has ended, or is not understood
+
+
+HEAD, BODY, REST, RAW, NOTHING = _Reading
+
+
+class Http1Server:
+    """Serves `link` with `handler`; is the downstream of its exchange."""
+
+    __slots__ = (
+        "_advancing",
+        "_answered",
+        "_chunked",
+        "_chunking",
+        "_counted",
+        "_eof",
+        "_exchange",
+        "_handler",
+        "_held",
+        "_link",
+        "_out",
+        "_pending",
+        "_reading",
+        "_request",
+        "_retiring",
+        "_searched",
+        "_timer",
+        "_upgraded",
+    )
+
+    def __init__(self, link: Link, handler: Handler) -> None:
+        self._link = link
+        self._handler: Handler | None = handler
+        self._reading = HEAD
+        self._pending: bytes | memoryview = b""  # received, and not understood yet
+        self._eof = False  # and nothing comes behind it
+        self._searched = 0  # how much of it has no end of a head
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._counted = 0  # what is left of a body with a length
+        self._chunked: Chunked | None = None
+        self._answered = True  # nothing is left to be said to the last request
+        self._chunking = False  # the response is sent in chunks
+        self._held = False  # by the exchange
+        self._upgraded = False
+        self._retiring = False
+        self._advancing = False
+        self._out: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to receive."""
+        self._link.start(self)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return not self._answered or self._reading is BODY
+
+    def retire(self) -> None:
+        """Take no more requests."""
+        self._retiring = True
+        if not self.busy and not self._pending:
+            self._close()
+
+    def reset(self, reason: str) -> None:
+        """Cut the connection."""
+        self._link.reset()
+        self._over(reason)
+
+    def idle_s(self) -> float:
+        """Return how long nothing moved."""
+        return self._link.idle_s()
+
+    # The link's owner.
+
+    def received(self, data: memoryview) -> None:
+        """Understand what came."""
+        if self._reading is RAW:
+            exchange = self._exchange
+            if exchange is not None:
+                exchange.request_data(data)
+                exchange.flush_request()
+            return
+        self._pending = bytes(self._pending) + data if self._pending else data
+        self._advance()
+
+    def ended(self) -> None:
+        """The peer will send nothing more, but may still read."""
+        self._eof = True
+        if self._reading is not RAW:
+            self._advance()
+            return
+        self._reading = NOTHING
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.request_end([])
+            exchange.flush_request()
+        if self._answered:
+            self._close()
+
+    def drained(self) -> None:
+        """The peer takes more again."""
+        if self._exchange is not None and not self._answered:
+            self._exchange.resume_response()
+        elif not self._advancing:
+            self._advance()
+
+    def broken(self, reason: str) -> None:
+        """The connection is gone."""
+        self._over(reason)
+
+    # The exchange's downstream.
+
+    def respond(self, head: Response) -> None:
+        """Send a head."""
+        request = self._request
+        assert request is not None
+        if head.interim:
+            if request.minor_version:
+                self._out.append(head1.write_response(head, chunked=False, close=False))
+            return
+        if head.framing is STREAMED and request.method != "HEAD":
+            self._chunking = bool(request.minor_version)
+            if not self._chunking:
+                request.keeps_alive = False
+        close = not request.keeps_alive or self._retiring
+        if close:
+            request.keeps_alive = False
+        upgraded = head.status == 101
+        self._out.append(
+            head1.write_response(head, chunked=self._chunking, close=close and not upgraded)
+        )
+        if upgraded:
+            self._upgrade()
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send a part of the body."""
+        if self._chunking:
+            self._out.append(chunk(data))
+        elif len(data) < COPIED_BYTES:
+            self._out.append(bytes(data))
+        else:
+            self._write_out()
+            self._link.write(data)
+
+    def end(self, trailers: Fields) -> None:
+        """The response is complete."""
+        self._answered = True
+        if self._upgraded:
+            self._end_raw()
+            return
+        if self._chunking:
+            self._out.append(last_chunk(trailers))
+            self._chunking = False
+        if self._advancing:
+            return
+        # Most have come alone: nothing waits for its turn.
+        if self._reading is REST and not self._pending and not self._link.clogged:
+            self._next()
+            if self._eof:
+                self._advance()
+        else:
+            self._advance()
+
+    def abort(self, reason: str) -> None:
+        """Break the exchange off."""
+        self._exchange = None
+        self.reset(reason)
+
+    def flush(self) -> None:
+        """Send now what was given."""
+        self._write_out()
+        if self._link.clogged and self._exchange is not None and not self._answered:
+            self._exchange.hold_response()
+
+    def _write_out(self) -> None:
+        out = self._out
+        if out:
+            self._link.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    def hold(self) -> None:
+        """Deliver no more of the request."""
+        self._held = True
+        self._link.listen(False)
+
+    def resume(self) -> None:
+        """Deliver again."""
+        self._held = False
+        if not self._advancing and self._reading is not RAW:
+            self._advance()
+        else:
+            self._listen()
+
+    # One request after another.
+
+    def _advance(self) -> None:
+        """Understand what is pending, as far as it is the turn of it."""
+        self._advancing = True
+        try:
+            for _ in range(BATCH):
+                if not self._step():
+                    break
+            else:
+                asyncio.get_running_loop().call_soon(self._go_on)
+        except HttpError as error:
+            self._refuse(error)
+        finally:
+            self._advancing = False
+        if isinstance(self._pending, memoryview):
+            self._pending = bytes(self._pending)  # it is valid during the call only
+        self._listen()
+
+    def _go_on(self) -> None:
+        if self._handler is not None and self._reading is not RAW:
+            self._advance()
+
+    def _step(self) -> bool:
+        """Take one part; return whether there may be another."""
+        reading = self._reading
+        if reading is HEAD:
+            if self._pending:
+                return self._take_head()
+            if self._eof:
+                self._close()
+            return False
+        if reading is BODY:
+            return self._take_body()
+        # Whoever asks without reading the answers waits.
+        return reading is REST and self._answered and not self._link.clogged and self._next()
+
+    def _take_head(self) -> bool:
+        data = self._pending = bytes(self._pending)
+        end = head1.find_head(data, self._searched)
+        if end < 0:
+            self._searched = max(0, len(data) - 3)
+            if self._eof:
+                self._close()
+            elif self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self._late)
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._searched = 0
+        handler = self._handler
+        assert handler is not None
+        if end == len(data):
+            head, self._pending = data, b""
+        else:
+            head, self._pending = data[:end], data[end:]
+        request = self._request = head1.parse_request(head)
+        self._answered = False
+        if request.framing is NO_BODY:
+            self._reading = REST
+        else:
+            self._reading = BODY
+            self._counted = request.length
+            self._chunked = Chunked() if request.framing is STREAMED else None
+            # A protocol that is switched to within a body: nobody needs it, and where the body ends
+            # would be another thing to differ about.
+            request.upgrade = ""
+        exchange = handler.begin(request, self)
+        if self._handler is None:  # reset meanwhile
+            return False
+        self._exchange = exchange
+        if self._reading is REST:
+            exchange.request_end([])
+        return self._delivered(exchange)
+
+    def _delivered(self, exchange: Exchange) -> bool:
+        exchange.flush_request()
+        if self._answered:
+            self.flush()
+            return True
+        return bool(self._pending)
+
+    def _take_body(self) -> bool:
+        exchange = self._exchange
+        if self._answered or exchange is None:
+            self._close()  # it did not wait for the rest of the request
+            return False
+        if self._held:
+            return False
+        if not self._pending:
+            if self._eof:
+                self.reset("the connection ended within the request")
+            return False
+        data = memoryview(self._pending)
+        if self._chunked is None:
+            piece = data[: self._counted]
+            self._counted -= len(piece)
+            self._pending = data[len(piece) :]
+            exchange.request_data(piece)
+            complete, trailers = not self._counted, []
+        else:
+            pieces, taken = self._chunked.feed(data)
+            self._pending = data[taken:]
+            for piece in pieces:
+                exchange.request_data(piece)
+            complete, trailers = self._chunked.over, self._chunked.trailers
+        if complete and self._reading is BODY:
+            self._chunked = None
+            self._reading = REST
+            exchange.request_end(trailers)
+        return self._delivered(exchange)
+
+    def _next(self) -> bool:
+        """The exchange is over: the next may begin, or the connection ends."""
+        request, self._request = self._request, None
+        self._exchange = None
+        self._held = False
+        if request is None or not request.keeps_alive or (self._retiring and not self._pending):
+            self._close()
+            return False
+        self._write_out()
+        self._reading = HEAD
+        return True
+
+    def _upgrade(self) -> None:
+        self._reading = RAW
+        self._upgraded = True
+        exchange, rest = self._exchange, self._pending
+        self._pending = b""
+        if rest and exchange is not None:
+            # What the peer sent without waiting for the 101 belongs to the new protocol.
+            exchange.request_data(rest)
+            exchange.flush_request()
+
+    def _end_raw(self) -> None:
+        self._write_out()
+        if self._reading is RAW:
+            self._link.end()
+        else:
+            self._close()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer what is no request, and close: where the next one begins is not known."""
+        if self._handler is None:
+            return
+        self._reading = NOTHING
+        self._pending = b""
+        exchange, self._exchange = self._exchange, None
+        self._handler.refused(error.status, str(error))
+        if exchange is not None:  # within a body, and maybe within the response
+            exchange.request_aborted(str(error))
+            self.reset(str(error))
+            return
+        head, body = answers.answer(error.status, str(error))
+        self._out += (head1.write_response(head, chunked=False, close=True), body)
+        self._close()
+
+    def _late(self) -> None:
+        self._timer = None
+        self._refuse(HttpError(408, f"no whole head of a request within {HEAD_TIMEOUT_S:.0f} s"))
+
+    def _listen(self) -> None:
+        waiting = len(self._pending) >= MOST_PIPELINED_BYTES and self._exchange is not None
+        self._link.listen(not (self._held or waiting))
+
+    def _close(self) -> None:
+        self.flush()
+        self._link.close()
+        self._over("the connection is closed")
+
+    def _over(self, reason: str) -> None:
+        handler, self._handler = self._handler, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if handler is None:
+            return
+        self._reading = NOTHING
+        self._pending = b""
+        self._out.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None and not self._answered:
+            exchange.request_aborted(reason)
+        self._answered = True
+        handler.closed()

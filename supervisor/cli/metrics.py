@@ -1,0 +1,20 @@
+"""`meshrun metrics`: what the running mesh has counted."""
+
+import click
+
+from meshrun.supervisor.cli.place import Place
+
+__all__ = ["metrics"]
+
+
+@click.command()
+@click.pass_obj
+def metrics(place: Place) -> None:
+    """Print requests, connections, bytes, decisions, certificates and restarts for Prometheus.
+
+    It is what a scraper gets from the control socket:
+
+    \b
+    curl --unix-socket .meshrun/control.sock http://meshrun/metrics
+    """
+    click.echo(place.client().metrics(), nl=False)
