@@ -151,7 +151,7 @@ class Stream:
 
     def deliver(self, data: bytes, size: int) -> None:
         """Hand on what came, or keep it; it takes `size` of the window."""
-        if self._held or self._kept:
+        if self._held:
             self._kept.append((data, size))
             return
         self._unacknowledged += size
@@ -162,7 +162,7 @@ class Stream:
     def deliver_end(self, trailers: Fields) -> None:
         """Hand the end on behind whatever is kept."""
         self.complete = True
-        if self._held or self._kept:
+        if self._held:
             self._kept_end = trailers
         else:
             self._take_end(trailers)
