@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshrun.proxy import leaf, tls
 from meshrun.proxy.backoff import delay_s
 from meshrun.proxy.errors import IdentityError
+from meshrun.proxy.intentions import Protocol
 from meshrun.proxy.leaf import Leaf
 from meshrun.proxy.messages import (
     FromSidecar,
@@ -81,6 +82,7 @@ class Identity:
         self._loop = asyncio.get_running_loop()
         self._spiffe_id: SpiffeId | None = None
         self._roots: tuple[bytes, ...] = ()
+        self._app: Protocol = "tcp"
         self._current: Credentials | None = None
         self._renewed = asyncio.Event()
         self._requests = 0
@@ -103,15 +105,15 @@ class Identity:
         """Return whether `credentials` are the current ones, and it is before `not_after`."""
         return self._current is credentials and self._now() < not_after
 
-    def expect(self, spiffe_id: SpiffeId, roots: Sequence[bytes]) -> None:
-        """Be `spiffe_id` and trust `roots` (DER) from now on."""
+    def expect(self, spiffe_id: SpiffeId, roots: Sequence[bytes], app: Protocol = "tcp") -> None:
+        """Be `spiffe_id` and trust `roots` (DER) from now on, in front of an app that speaks so."""
         roots = tuple(roots)
         if spiffe_id != self._spiffe_id:
-            self._spiffe_id, self._roots = spiffe_id, roots
+            self._spiffe_id, self._roots, self._app = spiffe_id, roots, app
             self._current = None
             self.renew()
-        elif roots != self._roots:
-            self._roots = roots
+        elif roots != self._roots or app != self._app:
+            self._roots, self._app = roots, app
             if self._current is not None and self._try_to_equip(self._current.leaf):
                 self._on_serving()
 
@@ -175,7 +177,9 @@ class Identity:
         try:
             self._current = Credentials(
                 leaf=with_leaf,
-                server_context=tls.server_context(with_leaf, self._roots, tunnels=True),
+                server_context=tls.server_context(
+                    with_leaf, self._roots, tunnels=True, app=self._app
+                ),
                 client_context=tls.client_context(with_leaf, self._roots, tunnels=True),
                 direct_context=tls.client_context(with_leaf, self._roots, tunnels=False),
             )

@@ -134,7 +134,8 @@ class Sidecar:
 
     def _apply(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._identity.expect(SpiffeId.parse(snapshot.identity), snapshot.roots)
+        app = "tcp" if snapshot.inbound is None else snapshot.inbound.protocol
+        self._identity.expect(SpiffeId.parse(snapshot.identity), snapshot.roots, app)
         self._ledger.recording = snapshot.records
         self._inbound.apply(snapshot)
         for upstream in snapshot.upstreams:

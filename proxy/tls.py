@@ -8,12 +8,14 @@ import _ssl
 import os
 import ssl
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol, cast
+from typing import cast
 
 from meshrun.proxy.errors import IdentityError
 from meshrun.proxy.framing import ALPN
+from meshrun.proxy.intentions import Protocol
 from meshrun.proxy.leaf import Leaf
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.proxy.svid import leaf_not_after, validate_chain
@@ -27,12 +29,23 @@ __all__ = [
     "speaks_tunnel",
 ]
 
+# RFC 7301 6, and IANA's register.
+_NAMES: Mapping[Protocol, Sequence[str]] = {
+    "tcp": (),
+    "http": ("http/1.1",),
+    "http2": ("h2",),
+    "grpc": ("h2",),
+}
 
-def server_context(leaf: Leaf, roots: Sequence[bytes], *, tunnels: bool = False) -> ssl.SSLContext:
+
+def server_context(
+    leaf: Leaf, roots: Sequence[bytes], *, tunnels: bool = False, app: Protocol = "tcp"
+) -> ssl.SSLContext:
     """Return the context of inbound connections; `roots` are DER and the only ones trusted.
 
-    With `tunnels` it takes the protocol of tunnels from a peer that offers it. Raises
-    IdentityError if OpenSSL refuses the leaf or a root.
+    With `tunnels` it takes the protocol of tunnels from a peer that offers it, and what `app`
+    speaks from one that does not: some clients insist on an answer. Raises IdentityError if OpenSSL
+    refuses the leaf or a root.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A resumed session skips every check of the certificate, also of its expiry (CVE-2022-21654).
@@ -40,7 +53,7 @@ def server_context(leaf: Leaf, roots: Sequence[bytes], *, tunnels: bool = False)
     context.num_tickets = 0
     if tunnels:
         # A peer that names no protocol, or only others, is served without.
-        context.set_alpn_protocols([ALPN])
+        context.set_alpn_protocols([ALPN, *_NAMES[app]])
     return _equip(context, leaf, roots)
 
 
@@ -124,13 +137,13 @@ if sys.version_info >= (3, 13):
 else:
     # Python before 3.13 has this only on the object inside.
 
-    class _Certificate(Protocol):
+    class _Certificate(typing.Protocol):
         def public_bytes(self, encoding: int, /) -> bytes: ...
 
-    class _Inner(Protocol):
+    class _Inner(typing.Protocol):
         def get_verified_chain(self) -> list[_Certificate] | None: ...
 
-    class _Outer(Protocol):
+    class _Outer(typing.Protocol):
         _sslobj: _Inner
 
     def _verified_chain(connection: ssl.SSLObject) -> list[bytes]:
