@@ -295,8 +295,12 @@ class _Exchange(Relay):
 
     def response_head(self, head: Response) -> None:
         """Pass a head on, unless it says that the app has not heard of the request."""
-        if head.status == 503 and take_unreached(head) and self._send_again(Failure.UNSENT):
-            return
+        if head.status == 503 and take_unreached(head):
+            line = self.line
+            if self._send_again(Failure.UNSENT):
+                if line is not None:
+                    line.failed()
+                return
         if not head.interim:
             self._outbound.deadlines.end(self)
             if self.line is not None:
@@ -398,12 +402,12 @@ class _Route:
 
     def __init__(self, outbound: HttpOutbound, share: Share) -> None:
         self.outbound = outbound
-        ejection = outbound.upstream.requests.ejection
+        self._balancer = Balancer()
         self.tunnels = OutboundTunnels(
             outbound.poller,
             outbound.identity,
             outbound.rng,
-            Balancer(ejection),
+            self._balancer,
             share.service,
             SpiffeId.parse(share.identity),
         )
@@ -414,6 +418,7 @@ class _Route:
 
     def apply(self, share: Share) -> None:
         """Use the endpoints of `share` from now on."""
+        self._balancer.ejection = self.outbound.upstream.requests.ejection
         self.tunnels.apply(SpiffeId.parse(share.identity), share.endpoints)
         self._retire(lambda line: not self.tunnels.knows(line.endpoint))
 
