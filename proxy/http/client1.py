@@ -97,7 +97,6 @@ class Http1Client:
 
     def request(self, request: Request, exchange: Exchange, extra: Fields) -> "Http1Client":
         """Send a head with `extra` fields; return the upstream, which is this."""
-        assert self.idle
         self._exchange = exchange
         self._method = request.method
         self._upgradable = bool(request.upgrade)
@@ -254,12 +253,13 @@ class Http1Client:
             self._pending = b""
             response = head1.parse_response(data[:end] if end < len(data) else data, self._method)
             data = data[end:]
-            if not response.interim:
+            final = not response.interim
+            if final:
                 self._expect(response)
             exchange.response_head(response)
             if self._exchange is not exchange:
                 return b""
-            if not response.interim and response.framing is NO_BODY and not self._upgraded:
+            if final and response.framing is NO_BODY and not self._upgraded:
                 self._response_over(exchange, [], excess=bool(data))
                 return b""
         return data

@@ -313,11 +313,7 @@ class Http1Server:
         self._exchange = exchange
         if self._reading is REST:
             exchange.request_end([])
-        return self._goes_on
-
-    @property
-    def _goes_on(self) -> bool:
-        return self._answered or bool(self._pending)
+        return True
 
     def _take_body(self) -> bool:
         exchange = self._exchange
@@ -347,7 +343,7 @@ class Http1Server:
             self._chunked = None
             self._reading = REST
             exchange.request_end(trailers)
-        return self._goes_on
+        return True
 
     def _next(self) -> bool:
         """The exchange is over: the next may begin, or the connection ends."""
