@@ -29,6 +29,7 @@ from meshrun.proxy.messages import (
     LeafRefused,
     LeafRequested,
     Logged,
+    Protocol,
     Renew,
     Serving,
     Snapshot,
@@ -128,11 +129,13 @@ class Mesh:
         signs: bool = True,
         serving: bool = True,
         tunnels: bool = True,
+        protocol: Protocol = "tcp",
     ) -> "ControlledSidecar":
         """Start a sidecar of `service` in front of port `app`, and wait until it serves.
 
         An upstream is a sidecar, or the name of a service that has no instance yet. Without
-        `tunnels` it takes its upstreams for peers that know none.
+        `tunnels` it takes its upstreams for peers that know none. `protocol` is that of the app and
+        of every upstream.
         """
         started = ControlledSidecar(
             self.root,
@@ -146,6 +149,7 @@ class Mesh:
             leaf_ttl_s,
             descriptors,
             tunnels,
+            protocol,
         )
         started.signs = signs
         self.sidecars.append(started)
@@ -183,6 +187,7 @@ class ControlledSidecar:
         leaf_ttl_s: float,
         descriptors: int | None,
         tunnels: bool,
+        protocol: Protocol,
     ) -> None:
         self.root = root
         self.service = service
@@ -214,6 +219,7 @@ class ControlledSidecar:
                     identity=str(SpiffeId.for_service(TRUST_DOMAIN, name)),
                     connect_timeout_s=timeout_s,
                     endpoints=endpoints,
+                    protocol=protocol,
                 )
             )
         self.snapshot = Snapshot(
@@ -227,7 +233,9 @@ class ControlledSidecar:
             inbound=(
                 None
                 if app is None
-                else Inbound(host="127.0.0.1", port=app, connect_timeout_s=timeout_s)
+                else Inbound(
+                    host="127.0.0.1", port=app, connect_timeout_s=timeout_s, protocol=protocol
+                )
             ),
             upstreams=tuple(self._upstreams),
         )
