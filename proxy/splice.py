@@ -15,7 +15,7 @@ from meshrun.proxy.framing import HEADER_BYTES, MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 
-__all__ = ["DATA_AT", "Carrier", "Rider", "Splice", "outward"]
+__all__ = ["DATA_AT", "Carrier", "NoCarrier", "Rider", "Splice", "outward"]
 
 # Shared by all splices, as are the buffers of `pump`: what the app sent, with room around it for a
 # carrier's own headers, so that both are sealed at once.
@@ -335,8 +335,8 @@ class Splice:
         return carrier
 
 
-class _Nothing:
-    """The carrier of a splice that has none: not yet, or not any more."""
+class NoCarrier:
+    """The carrier of a rider that has none: not yet, or not any more."""
 
     def send(self, count: int, *, last: bool) -> bool:
         """Nothing is sent."""
@@ -358,8 +358,8 @@ class _Nothing:
         """It is over."""
 
 
-_NOTHING = _Nothing()
-_DONE = _Nothing()
+_NOTHING = NoCarrier()
+_DONE = NoCarrier()
 
 
 def _nobody(_reason: str | None) -> None:

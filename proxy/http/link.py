@@ -14,7 +14,7 @@ from meshrun.proxy import sockets
 from meshrun.proxy.framing import MOST_EARLY_BYTES
 from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
-from meshrun.proxy.splice import DATA_AT, Carrier, outward
+from meshrun.proxy.splice import DATA_AT, Carrier, NoCarrier, outward
 
 __all__ = ["Link", "LinkOwner", "SocketLink", "StreamLink", "StreamRider", "end_lingering"]
 
@@ -332,31 +332,8 @@ class SocketLink:
             _lingering.discard(self)
 
 
-class _NoCarrier:
-    """The carrier of a stream that has none: not yet, or not any more."""
-
-    def send(self, count: int, *, last: bool) -> bool:
-        """Nothing is sent."""
-        return True
-
-    def hold(self) -> None:
-        """Nothing is delivered."""
-
-    def resume(self) -> None:
-        """Nothing is delivered."""
-
-    def finish(self) -> None:
-        """It is over."""
-
-    def abort(self) -> None:
-        """It is over."""
-
-    def fail(self, error: OSError) -> None:
-        """It is over."""
-
-
-_NO_CARRIER = _NoCarrier()
-_GONE = _NoCarrier()
+_NO_CARRIER = NoCarrier()
+_GONE = NoCarrier()
 
 
 class StreamLink:
