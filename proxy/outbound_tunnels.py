@@ -42,18 +42,23 @@ LONGEST_ROUND_S = 1.0
 class Journey:
     """Somebody on the way to an endpoint, until `deadline` (the loop's clock).
 
-    `trouble` is what was met last, `rounds` how often all endpoints, or a stream, were tried in
-    vain.
+    `first` is what is tried first, if it was chosen already. `trouble` is what was met last,
+    `rounds` how often all endpoints, or a stream, were tried in vain.
     """
 
     deadline: float
+    first: Endpoint | None = None
     trouble: str = ""
     rounds: int = 0
     tried_again: bool = False
 
 
 class OutboundTunnels:
-    """Reaches the endpoints of `service`, which must prove to be `identity`."""
+    """Reaches the endpoints of `service`, which must prove to be `peer`.
+
+    Whoever `judges_answers`, as HTTP does, says alone what has `succeeded`: that a stream is
+    accepted would else hide that all its answers are errors.
+    """
 
     def __init__(
         self,
@@ -63,8 +68,11 @@ class OutboundTunnels:
         balancer: Balancer,
         service: str,
         peer: SpiffeId,
+        *,
+        judges_answers: bool = False,
     ) -> None:
         self._poller = poller
+        self._judges_answers = judges_answers
         self._identity = identity
         self._rng = rng
         self._loop = asyncio.get_running_loop()
@@ -162,9 +170,10 @@ class OutboundTunnels:
         Without one the tunnel is cut, and `unaccepted` called as for any other refusal.
         """
         # The other side says within that time that it cannot reach its app: a moment more.
-        self._awaiting[tunnel] = deadline + ANSWER_GRACE_S
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._awaiting[tunnel], self._cut_overdue)
+        self._awaiting[tunnel] = due = deadline + ANSWER_GRACE_S
+        # What was tried elsewhere before is due sooner than what is new.
+        if self._timer is None or due < self._timer.when():
+            self._wake_at(due)
         tunnel.open(rider, leftover, unaccepted)
 
     def gave_up(self, tunnel: OutboundTunnel) -> None:
@@ -185,7 +194,8 @@ class OutboundTunnels:
     def stream_accepted(self, tunnel: OutboundTunnel) -> None:
         """The endpoint has proved that it can take calls."""
         self._awaiting.pop(tunnel, None)
-        self._balancer.succeeded(tunnel.endpoint)
+        if not self._judges_answers:
+            self._balancer.succeeded(tunnel.endpoint)
 
     def tunnel_idle(self, tunnel: OutboundTunnel) -> None:
         """Keep a tunnel for the next stream, if it may carry one."""
@@ -215,7 +225,12 @@ class OutboundTunnels:
                 self._balancer.failed(tunnel.endpoint, now)
                 tunnel.cut("no answer")
         if self._awaiting:
-            self._timer = self._loop.call_at(min(self._awaiting.values()), self._cut_overdue)
+            self._wake_at(min(self._awaiting.values()))
+
+    def _wake_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._cut_overdue)
 
     def _forget_peers(self) -> None:
         # They proved to be somebody who is not meant any more.
@@ -274,7 +289,7 @@ class OutboundTunnels:
     async def round(self, journey: Journey) -> Connection | OutboundTunnel | None:
         """Try each endpoint once; return what was reached, counted as in flight."""
         tried: set[Endpoint] = set()
-        while (endpoint := self.pick(tried)) is not None:
+        while (endpoint := self._next(journey, tried)) is not None:
             tried.add(endpoint)
             # Outside the attempt: to wait for a leaf of its own is no failure of an endpoint.
             credentials = await self._identity.credentials()
@@ -293,7 +308,8 @@ class OutboundTunnels:
                     if error.errno in sockets.STARVED:
                         break  # our own trouble, not the endpoint's
                 else:
-                    if isinstance(found, Connection) and not found.tunnel:
+                    direct = isinstance(found, Connection) and not found.tunnel
+                    if direct and not self._judges_answers:
                         self._balancer.succeeded(endpoint)  # others when they accept
                     # Stays counted as in flight; whoever carries it on gives it back.
                     stack.pop_all()
@@ -301,6 +317,10 @@ class OutboundTunnels:
             self._balancer.failed(endpoint, self._loop.time())
         journey.rounds += 1
         return None
+
+    def _next(self, journey: Journey, tried: Collection[Endpoint]) -> Endpoint | None:
+        first, journey.first = journey.first, None
+        return first if first is not None and self.knows(first) else self.pick(tried)
 
     async def park(self, journey: Journey) -> None:
         """Wait until it is worth another round."""

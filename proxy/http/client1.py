@@ -5,15 +5,13 @@ from enum import Enum, auto
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import head1
-from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
+from meshrun.proxy.http.body1 import Chunked
 from meshrun.proxy.http.exchange import Exchange, Failure
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
 from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.writer1 import Writer
 
 __all__ = ["Http1Client"]
-
-# What is copied to be sent together with what comes next, rather than sent by itself.
-COPIED_BYTES = 16 * 1024
 
 
 class _Reading(Enum):
@@ -29,7 +27,7 @@ class _Reading(Enum):
 NOTHING, HEAD, COUNTING, CHUNKS, ALL = _Reading
 
 
-class Http1Client:
+class Http1Client(Writer):
     """Asks over `link`; is the upstream of its exchange.
 
     Calls `on_idle` when it can take another request, `on_closed` when it never will again.
@@ -37,14 +35,11 @@ class Http1Client:
 
     __slots__ = (
         "_chunked",
-        "_chunking",
         "_counted",
         "_exchange",
-        "_link",
         "_method",
         "_on_closed",
         "_on_idle",
-        "_out",
         "_pending",
         "_reading",
         "_reusable",
@@ -62,7 +57,7 @@ class Http1Client:
         on_idle: "Callable[[Http1Client], None]",
         on_closed: "Callable[[Http1Client], None]",
     ) -> None:
-        self._link = link
+        super().__init__(link)
         self._on_idle = on_idle
         self._on_closed = on_closed
         self._reading = NOTHING
@@ -72,12 +67,10 @@ class Http1Client:
         self._searched = 0
         self._counted = 0
         self._chunked: Chunked | None = None
-        self._chunking = False  # the request is sent in chunks
         self._sent = True  # the request is complete
         self._reusable = True  # as far as the last response says
         self._upgradable = False
         self._upgraded = False
-        self._out: list[bytes] = []
         self.closed = False
         self.used = False  # it has carried an exchange before this one
 
@@ -123,16 +116,6 @@ class Http1Client:
 
     # The exchange's upstream.
 
-    def send(self, data: bytes | memoryview) -> None:
-        """Send a part of the body."""
-        if self._chunking:
-            self._out.append(chunk(data))
-        elif len(data) < COPIED_BYTES:
-            self._out.append(bytes(data))
-        else:
-            self._write_out()
-            self._link.write(data)
-
     def end(self, trailers: Fields) -> None:
         """The request is complete."""
         self._sent = True
@@ -143,9 +126,8 @@ class Http1Client:
                 self._link.close()
             else:
                 self._link.end()
-        elif self._chunking:
-            self._chunking = False
-            self._out.append(last_chunk(trailers))
+        else:
+            self._end_body(trailers)
 
     def abort(self, reason: str) -> None:
         """Nobody waits for the response any more: the connection is of no use."""
@@ -166,12 +148,6 @@ class Http1Client:
     def resume(self) -> None:
         """Deliver again."""
         self._link.listen(True)
-
-    def _write_out(self) -> None:
-        out = self._out
-        if out:
-            self._link.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
 
     # The link's owner.
 

@@ -18,7 +18,7 @@ from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_failure
 from meshrun.proxy.http.retries import IDEMPOTENT, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -284,6 +284,8 @@ class _Connection:
 class _Exchange(Relay):
     """A request of a peer, on its way to the app if it may be made."""
 
+    tells_failures = True
+
     __slots__ = (
         "_again",
         "_began",
@@ -343,12 +345,12 @@ class _Exchange(Relay):
         """The app did not take a connection in time."""
         self._dialling = None
         self._failure = reason
-        self.answer(503, "the app does not answer", unreached=True)
+        self.answer(503, "the app does not answer", Failure.UNSENT)
 
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
-        if head.status == 503:
-            take_unreached(head)  # what only this sidecar may say
+        if head.status == 503 or self.grpc:
+            take_failure(head)  # what only this sidecar may say
         super().response_head(head)
 
     def response_failed(self, failure: Failure, reason: str) -> None:

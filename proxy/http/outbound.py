@@ -21,7 +21,7 @@ from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import SocketLink, StreamLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_unreached
+from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_failure
 from meshrun.proxy.http.retries import Budget, back_off_s, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -214,6 +214,7 @@ class _Exchange(Relay):
         "_outbound",
         "_retries",
         "_retry",
+        "_tried",
         "_waiting",
         "line",
         "route",
@@ -227,6 +228,7 @@ class _Exchange(Relay):
         self._waiting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retries = 0
+        self._tried: tuple[Endpoint, ...] = ()
         self._failure = ""
         self.route: _Route | None = None
         self.line: _Line | None = None
@@ -294,16 +296,17 @@ class _Exchange(Relay):
             self._outbound.deadlines.begin(self)
 
     def response_head(self, head: Response) -> None:
-        """Pass a head on, unless it says that the app has not heard of the request."""
-        if head.status == 503 and take_unreached(head):
-            line = self.line
-            if self._send_again(Failure.UNSENT):
-                if line is not None:
-                    line.failed()
+        """Pass a head on, unless it is a sidecar's for an app that gave no answer."""
+        # Such an answer has the status 200 in gRPC, as all have.
+        failure = take_failure(head) if head.status == 503 or self.grpc else None
+        if failure is not None:
+            if self.line is not None:
+                self.line.failed()
+            if self._send_again(failure):
                 return
         if not head.interim:
             self._outbound.deadlines.end(self)
-            if self.line is not None:
+            if self.line is not None and failure is None:
                 self.line.answered(head.status)
         super().response_head(head)
 
@@ -312,10 +315,10 @@ class _Exchange(Relay):
         line = self.line
         if line is not None:
             line.failed()
-        self._leave_line()
         self._upstream = None
         if self._send_again(failure):
             return
+        self._leave_line()
         self._outbound.failed(reason)
         self._failure = reason
         super().response_failed(failure, reason)
@@ -330,6 +333,7 @@ class _Exchange(Relay):
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
+        if self._retries:
             outbound.budget.give_back()
         never_sent = self.line is None
         self._leave_line()
@@ -377,12 +381,15 @@ class _Exchange(Relay):
             or self.status
             or self._retries >= settings.retries
             or not may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
-            or not self._outbound.budget.take(len(self._outbound.exchanges))
+            # The first retry takes it for all of them, until the request is over.
+            or not (self._retries or self._outbound.budget.take(len(self._outbound.exchanges)))
         ):
             return False
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort("the request is sent to another instance")
+        if self.line is not None:
+            self._tried = (*self._tried, self.line.endpoint)
         self._leave_line()
         self._retries += 1
         wait_s = back_off_s(self._retries, self._outbound.rng.random())
@@ -391,9 +398,8 @@ class _Exchange(Relay):
 
     def _retry_now(self) -> None:
         self._retry = None
-        self._outbound.budget.give_back()
         assert self.route is not None
-        self.route.send(self)
+        self.route.send(self, self._tried)
         self.flush_request()
 
 
@@ -410,6 +416,7 @@ class _Route:
             self._balancer,
             share.service,
             SpiffeId.parse(share.identity),
+            judges_answers=True,
         )
         self.service = share.service
         self._idle: Pool[_Line] = Pool(MOST_IDLE_LINES)
@@ -444,7 +451,7 @@ class _Route:
             return
         tunnel = None if endpoint is None else self.tunnels.take(endpoint)
         if tunnel is None:
-            exchange.wait(self._reach(exchange))
+            exchange.wait(self._reach(exchange, endpoint))
         else:
             self.tunnels.opened(tunnel.endpoint)
             self._begin(exchange, tunnel)
@@ -497,9 +504,9 @@ class _Route:
             if which(line):
                 line.retire()
 
-    async def _reach(self, exchange: "_Exchange") -> None:
+    async def _reach(self, exchange: "_Exchange", first: Endpoint | None) -> None:
         timeout_s = self.outbound.upstream.connect_timeout_s
-        journey = Journey(asyncio.get_running_loop().time() + timeout_s)
+        journey = Journey(asyncio.get_running_loop().time() + timeout_s, first)
         try:
             async with asyncio.timeout_at(journey.deadline):
                 found = await self._found(journey)

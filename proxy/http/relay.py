@@ -3,27 +3,29 @@
 import time
 from random import Random
 from time import monotonic
+from typing import ClassVar
 
 from meshrun.proxy.http import answers
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_unreached"]
+__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_failure"]
 
 REQUEST_ID = "X-Request-Id"
 
 # Said by the sidecar in front of an app to that of the caller: the request may be sent elsewhere.
-UNREACHED = ("X-Meshrun-Unreached", "1")
-_UNREACHED = UNREACHED[0].lower()
+_FAILURE = "x-meshrun-failure"
+_SAID = {Failure.UNSENT: "unsent", Failure.SILENT: "silent"}
 
 
-def take_unreached(head: Response) -> bool:
-    """Return whether `head` said that the app heard nothing of the request; take that out."""
-    fields = [field for field in head.fields if field[0].lower() != _UNREACHED]
-    said = len(fields) < len(head.fields)
-    head.fields = fields
-    return said
+def take_failure(head: Response) -> Failure | None:
+    """Return how the request failed at the app, if `head` says that; take it out."""
+    found = [value for name, value in head.fields if name.lower() == _FAILURE]
+    if not found:
+        return None
+    head.fields = [field for field in head.fields if field[0].lower() != _FAILURE]
+    return next((failure for failure, said in _SAID.items() if found == [said]), None)
 
 
 class RequestIds:
@@ -47,8 +49,11 @@ class RequestIds:
 class Relay:
     """Joins `downstream`, which sent `request`, to the upstream that `connect` is told of.
 
-    What is special to a side of the sidecar stands in its subclass.
+    What is special to a side of the sidecar stands in its subclass: the one in front of the app
+    `tells_failures` to the sidecar of the caller.
     """
+
+    tells_failures: ClassVar[bool] = False
 
     __slots__ = (
         "_answered",
@@ -103,10 +108,10 @@ class Relay:
             self._held = False
             self.downstream.resume()
 
-    def answer(self, status: int, text: str, *, unreached: bool = False) -> None:
+    def answer(self, status: int, text: str, failure: Failure | None = None) -> None:
         """Answer instead of an upstream, or break off what cannot be answered any more.
 
-        `unreached` tells the caller's sidecar that the app has heard nothing of the request.
+        A sidecar that is told of `failure` may send the request elsewhere.
         """
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
@@ -119,8 +124,8 @@ class Relay:
         head, body = answers.answer(status, text, grpc=self.grpc)
         if self.request.method == "HEAD":
             body = b""
-        if unreached:
-            head.fields.append(UNREACHED)
+        if self.tells_failures and failure in _SAID:
+            head.fields.append((_FAILURE, _SAID[failure]))
         self._answered = True
         self.status = status
         downstream = self.downstream
@@ -232,7 +237,8 @@ class Relay:
         if self.status:
             self.cut(reason)
         else:
-            self.answer(502 if failure is Failure.BROKEN else 503, "the app gave no answer")
+            status = 502 if failure is Failure.BROKEN else 503
+            self.answer(status, "the app gave no answer", failure)
 
     def hold_request(self) -> None:
         """The upstream takes no more for now."""

@@ -26,7 +26,7 @@ def may_retry(method: str, failure: Failure, *, body_sent: bool) -> bool:
 
 def back_off_s(attempt: int, random: float) -> float:
     """Return how long to wait before retry number `attempt` (from 1); `random` is in [0, 1)."""
-    return random * delay_s(attempt, 2 * FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S)
+    return random * delay_s(attempt, FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S)
 
 
 class Budget:

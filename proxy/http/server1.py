@@ -9,10 +9,11 @@ from enum import Enum, auto
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import answers, head1
-from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk
+from meshrun.proxy.http.body1 import Chunked
 from meshrun.proxy.http.exchange import Exchange, Handler
 from meshrun.proxy.http.heads import NO_BODY, STREAMED, Fields, Request, Response
 from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.writer1 import Writer
 
 __all__ = ["Http1Server"]
 
@@ -22,9 +23,6 @@ HEAD_TIMEOUT_S = 10.0
 
 # What may wait behind a request that is not answered yet: then the peer is not read any more.
 MOST_PIPELINED_BYTES = 64 * 1024
-
-# What is copied to be sent together with what comes next, rather than sent by itself.
-COPIED_BYTES = 16 * 1024
 
 # Of requests that came at once, how many have their turn before other connections do: those that
 # are refused are answered at once.
@@ -44,21 +42,18 @@ class _Reading(Enum):
 HEAD, BODY, REST, RAW, NOTHING = _Reading
 
 
-class Http1Server:
+class Http1Server(Writer):
     """Serves `link` with `handler`; is the downstream of its exchange."""
 
     __slots__ = (
         "_advancing",
         "_answered",
         "_chunked",
-        "_chunking",
         "_counted",
         "_eof",
         "_exchange",
         "_handler",
         "_held",
-        "_link",
-        "_out",
         "_pending",
         "_reading",
         "_request",
@@ -70,7 +65,7 @@ class Http1Server:
     )
 
     def __init__(self, link: Link, handler: Handler) -> None:
-        self._link = link
+        super().__init__(link)
         self._handler: Handler | None = handler
         self._reading = HEAD
         self._pending: bytes | memoryview = b""  # received, and not understood yet
@@ -82,12 +77,10 @@ class Http1Server:
         self._chunked: Chunked | None = None
         self._answered = True  # nothing is left to be said to the last request
         self._responding = False  # a final head was sent to this one
-        self._chunking = False  # the response is sent in chunks
         self._held = False  # by the exchange
         self._upgraded = False
         self._retiring = False
         self._advancing = False
-        self._out: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -183,25 +176,13 @@ class Http1Server:
         if upgraded:
             self._upgrade()
 
-    def send(self, data: bytes | memoryview) -> None:
-        """Send a part of the body."""
-        if self._chunking:
-            self._out.append(chunk(data))
-        elif len(data) < COPIED_BYTES:
-            self._out.append(bytes(data))
-        else:
-            self._write_out()
-            self._link.write(data)
-
     def end(self, trailers: Fields) -> None:
         """The response is complete."""
         self._answered = True
         if self._upgraded:
             self._end_raw()
             return
-        if self._chunking:
-            self._out.append(last_chunk(trailers))
-            self._chunking = False
+        self._end_body(trailers)
         if self._advancing:
             return
         # Most have come alone: nothing waits for its turn.
@@ -222,12 +203,6 @@ class Http1Server:
         self._write_out()
         if self._link.clogged and self._exchange is not None and not self._answered:
             self._exchange.hold_response()
-
-    def _write_out(self) -> None:
-        out = self._out
-        if out:
-            self._link.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
 
     def hold(self) -> None:
         """Deliver no more of the request."""
