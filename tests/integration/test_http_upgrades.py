@@ -57,6 +57,12 @@ def asked(
 UPGRADE = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x")
 
 
+def say_for_ever(wire: Wire) -> None:
+    """Send until it fails."""
+    while True:
+        wire.say(FRAME)
+
+
 def round_trip(mesh: HttpMesh, entry: Entry) -> None:
     """Let a request of another connection come to the app and back.
 
@@ -181,8 +187,7 @@ def test_a_reset_reaches_a_side_that_has_heard_the_end(mesh: HttpMesh) -> None:
         first.reset()
         # Only who sends can meet it: the end of the other direction has been heard already.
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
-            while True:
-                other.say(FRAME)
+            say_for_ever(other)
 
 
 def test_an_end_that_was_sent_early_comes_to_the_app(mesh: HttpMesh) -> None:
