@@ -87,13 +87,17 @@ class Wire2:
     def hear_answer(self, number: int) -> Answer:
         """Return a whole response."""
         head = _pairs(self.hear(ResponseReceived, number).headers)
+        return Answer(status=int(head[0][1]), fields=head[1:], body=self.hear_body(number))
+
+    def hear_body(self, number: int) -> bytes:
+        """Return what is left of the body of a stream."""
         self.hear(StreamEnded, number)
         body = b""
         for event in [e for e in self._events if isinstance(e, DataReceived)]:
             if event.stream_id == number:
                 body += event.data or b""
                 self._events.remove(event)
-        return Answer(status=int(head[0][1]), fields=head[1:], body=body)
+        return body
 
     def hear_reset(self, number: int) -> int:
         """Return the code with which a stream is reset."""
