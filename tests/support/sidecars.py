@@ -206,7 +206,6 @@ class ControlledSidecar:
         constants: Mapping[str, float] = {},
     ) -> None:
         self.root = root
-        self.protocol = protocol
         self.service = service
         self.instance = instance
         self.identity = SpiffeId.for_service(TRUST_DOMAIN, service)

@@ -5,6 +5,7 @@ Whoever tests says what each end does, one after the other; every hearing has a 
 
 import select
 import socket
+import ssl
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -118,6 +119,14 @@ class Wire:
     def unheard(self) -> bytes:
         """What has come and was not heard yet."""
         return bytes(self.heard[self._at :])
+
+    def pending(self) -> bytes:
+        """Return what has come and was not heard, without waiting for more; plain only."""
+        sock = self._stream
+        assert isinstance(sock, socket.socket)
+        if not isinstance(sock, ssl.SSLSocket) and select.select([sock], [], [], 0)[0]:
+            self._receive()
+        return self.unheard
 
     def end(self) -> None:
         """Send nothing more."""
