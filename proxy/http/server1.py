@@ -57,6 +57,7 @@ class Http1Server(Writer):
         "_pending",
         "_reading",
         "_request",
+        "_responding",
         "_retiring",
         "_searched",
         "_timer",
@@ -75,6 +76,7 @@ class Http1Server(Writer):
         self._counted = 0  # what is left of a body with a length
         self._chunked: Chunked | None = None
         self._answered = True  # nothing is left to be said to the last request
+        self._responding = False  # a final head was sent to this one
         self._held = False  # by the exchange
         self._upgraded = False
         self._retiring = False
@@ -159,7 +161,10 @@ class Http1Server(Writer):
             self._chunking = bool(request.minor_version)
             if not self._chunking:
                 request.keeps_alive = False
+        self._responding = True
         close = not request.keeps_alive or self._retiring
+        if self._reading is BODY and (head.status >= 300 or request.expects_continue):
+            close = True  # whoever asked may stop here, and what came next would be in doubt
         if close:
             request.keeps_alive = False
         elif not request.minor_version:
@@ -272,7 +277,7 @@ class Http1Server(Writer):
         else:
             head, self._pending = data[:end], data[end:]
         request = self._request = head1.parse_request(head)
-        self._answered = False
+        self._answered = self._responding = False
         if request.framing is NO_BODY:
             self._reading = REST
         else:
@@ -357,10 +362,11 @@ class Http1Server(Writer):
         self._pending = b""
         exchange, self._exchange = self._exchange, None
         self._handler.refused(error.status, str(error))
-        if exchange is not None:  # within a body, and maybe within the response
+        if exchange is not None:  # within a body
             exchange.request_aborted(str(error))
-            self.reset(str(error))
-            return
+            if self._responding:
+                self.reset(str(error))
+                return
         head, body = answers.answer(error.status, str(error))
         self._out += (head1.write_response(head, chunked=False, close=True), body)
         self._close()

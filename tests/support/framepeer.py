@@ -9,6 +9,7 @@ from typing import Self
 from support.sidecars import PATIENCE_S, ControlledSidecar, Mesh, listen, port_of
 
 from meshrun.proxy.framing import ALPN, Frame
+from meshrun.proxy.leaf import Leaf
 from meshrun.proxy.messages import Endpoint
 
 __all__ = ["FramePeer", "FrameServer", "frame", "joined"]
@@ -33,9 +34,19 @@ class FramePeer:
         self._received = b""
 
     @classmethod
-    def dial(cls, mesh: Mesh, sidecar: ControlledSidecar, *, ttl_s: float = 60) -> Self:
-        """Connect to `sidecar` as the sidecar of `client` would, with a leaf that lives so long."""
-        context = mesh.client_context(mesh.leaf("client", ttl_s=ttl_s))
+    def dial(
+        cls,
+        mesh: Mesh,
+        sidecar: ControlledSidecar,
+        *,
+        ttl_s: float = 60,
+        leaf: Leaf | None = None,
+    ) -> Self:
+        """Connect to `sidecar` as the sidecar of `client` would.
+
+        It shows `leaf`, or one that lives so long.
+        """
+        context = mesh.client_context(leaf or mesh.leaf("client", ttl_s=ttl_s))
         context.set_alpn_protocols([ALPN])
         plain = socket.create_connection(("127.0.0.1", sidecar.endpoint.port), timeout=PATIENCE_S)
         secured = context.wrap_socket(plain, suppress_ragged_eofs=False)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -31,6 +31,7 @@ from meshrun.proxy.messages import (
     Logged,
     Protocol,
     Renew,
+    Requests,
     Serving,
     Snapshot,
     ToSidecar,
@@ -55,11 +56,18 @@ PATIENCE_S = 20.0
 
 M = TypeVar("M")
 
+DEFAULTS = Requests()
+
 PROGRAM = """
-import json, sys
+import importlib, json, sys
 from meshrun.proxy import sidecar
+arguments = json.loads(sys.argv[1])
+for place, value in arguments.pop("constants").items():
+    module, _, name = place.partition(":")
+    known = vars(importlib.import_module(module))
+    known[name] = type(known[name])(value)
 loaded = set(sys.modules)
-sidecar.run(**json.loads(sys.argv[1]))
+sidecar.run(**arguments)
 late = sorted(set(sys.modules) - loaded)
 sys.exit(f"imported after the start: {late}" if late else 0)
 """
@@ -130,12 +138,16 @@ class Mesh:
         serving: bool = True,
         tunnels: bool = True,
         protocol: Protocol = "tcp",
+        requests: Requests = DEFAULTS,
+        constants: Mapping[str, float] = {},
     ) -> "ControlledSidecar":
         """Start a sidecar of `service` in front of port `app`, and wait until it serves.
 
         An upstream is a sidecar, or the name of a service that has no instance yet. Without
-        `tunnels` it takes its upstreams for peers that know none. `protocol` is that of the app and
-        of every upstream.
+        `tunnels` it takes its upstreams for peers that know none. `protocol` is what the app
+        speaks, and every upstream where it is not tcp, `requests` the settings of those upstreams.
+
+        `constants` are deadlines and limits that no test has the time for, as `module:NAME`.
         """
         started = ControlledSidecar(
             self.root,
@@ -150,6 +162,8 @@ class Mesh:
             descriptors,
             tunnels,
             protocol,
+            requests,
+            constants,
         )
         started.signs = signs
         self.sidecars.append(started)
@@ -187,9 +201,12 @@ class ControlledSidecar:
         leaf_ttl_s: float,
         descriptors: int | None,
         tunnels: bool,
-        protocol: Protocol,
+        protocol: Protocol = "tcp",
+        requests: Requests = DEFAULTS,
+        constants: Mapping[str, float] = {},
     ) -> None:
         self.root = root
+        self.protocol = protocol
         self.service = service
         self.instance = instance
         self.identity = SpiffeId.for_service(TRUST_DOMAIN, service)
@@ -197,9 +214,11 @@ class ControlledSidecar:
         self.signs = True
         self.received: queue.Queue[FromSidecar] = queue.Queue()
         self.logged: list[Logged] = []  # which nobody needs to expect
+        self.chain: tuple[bytes, ...] = ()  # that was issued last: the leaf, in DER, is in front
         self.inbound_listener = listen()
         self.upstream_listeners: dict[str, socket.socket] = {}
         self._descriptors = descriptors
+        self._constants = constants
         self._upstreams: list[Upstream] = []
         for upstream in upstreams:
             name = upstream if isinstance(upstream, str) else upstream.service
@@ -219,7 +238,12 @@ class ControlledSidecar:
                     identity=str(SpiffeId.for_service(TRUST_DOMAIN, name)),
                     connect_timeout_s=timeout_s,
                     endpoints=endpoints,
-                    protocol=protocol,
+                    protocol=(
+                        protocol
+                        if isinstance(upstream, str) or protocol != "tcp"
+                        else upstream.protocol
+                    ),
+                    requests=requests,
                 )
             )
         self.snapshot = Snapshot(
@@ -264,6 +288,7 @@ class ControlledSidecar:
             "channel_fd": theirs.fileno(),
             "inbound_fd": self.inbound_listener.fileno(),
             "upstream_fds": {n: s.fileno() for n, s in self.upstream_listeners.items()},
+            "constants": dict(self._constants),
         }
         self._process = subprocess.Popen(
             [*self._limited(), sys.executable, "-c", PROGRAM, json.dumps(arguments)],
@@ -402,6 +427,7 @@ class ControlledSidecar:
             self.send(LeafRefused(request=message.request, reason="the test does not sign"))
             return
         issued = sign(self.root, message.csr, self.identity, datetime.now(UTC), self.leaf_ttl_s)
+        self.chain = issued.chain_der
         self.send(
             LeafIssued(
                 request=message.request,
