@@ -37,7 +37,9 @@ class Passage:
         self.server: ControlledSidecar = mesh.sidecar(
             "server", app=port, intentions=[allow("client", "server")], protocol="http"
         )
-        self.client: ControlledSidecar = mesh.sidecar("client", upstreams=[self.server])
+        self.client: ControlledSidecar = mesh.sidecar(
+            "client", upstreams=[self.server], protocol="http"
+        )
 
     @property
     def url(self) -> str:
