@@ -243,6 +243,8 @@ def call_as_peer(mesh: Mesh, sidecar: ControlledSidecar, leaf: Leaf) -> Wire:
     """Connect to the inbound side of `sidecar` as a peer that shows `leaf` and knows no tunnels."""
     context = mesh.client_context(leaf)
     plain = socket.create_connection(("127.0.0.1", sidecar.endpoint.port), timeout=PATIENCE_S)
+    # Else what is said first waits for the acknowledgement of the handshake's last flight.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Wire(context.wrap_socket(plain, suppress_ragged_eofs=False))
 
 
