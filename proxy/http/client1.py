@@ -268,6 +268,7 @@ class Http1Client(Writer):
         # Bytes behind a response belong to none; a request that is not complete leaves the other
         # side waiting for the rest of it.
         if self._reusable and self._sent and not excess:
+            self._link.listen(True)  # whoever held it waits no more
             self._on_idle(self)
         else:
             self._shut()

@@ -242,10 +242,12 @@ class Relay:
 
     def hold_request(self) -> None:
         """The upstream takes no more for now."""
+        self._held = True
         self.downstream.hold()
 
     def resume_request(self) -> None:
         """It takes more again."""
+        self._held = False
         self.downstream.resume()
 
     def flush_response(self) -> None:

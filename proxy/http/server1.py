@@ -332,12 +332,14 @@ class Http1Server(Writer):
         """The exchange is over: the next may begin, or the connection ends."""
         request, self._request = self._request, None
         self._exchange = None
-        self._held = False
         if request is None or not request.keeps_alive:
             self._close()
             return False
         self._write_out()
         self._reading = HEAD
+        if self._held:  # by an exchange that is over
+            self._held = False
+            self._listen()
         return True
 
     def _upgrade(self) -> None:
