@@ -111,13 +111,14 @@ class HttpMesh:
         lines = [line, f"Host: {host}", *fields, *self.identity(entry), *behind, "", ""]
         return "\r\n".join(lines).encode("latin-1") + body
 
-    def serve_on(self, port: int) -> None:
-        """Put the sidecar of the server in front of another app."""
+    def serve_on(self, port: int, timeout_s: float = 5.0) -> None:
+        """Put the sidecar of the server in front of another app, which it awaits so long."""
         inbound = self.server.snapshot.inbound
         assert inbound is not None
         self.server.apply(
             msgspec.structs.replace(
-                self.server.snapshot, inbound=msgspec.structs.replace(inbound, port=port)
+                self.server.snapshot,
+                inbound=msgspec.structs.replace(inbound, port=port, connect_timeout_s=timeout_s),
             )
         )
 
