@@ -6,8 +6,8 @@ write HTTP/1; `fields2` does so with the heads of HTTP/2, and `frames2` looks at
 again, `split` which of several services a request goes to.
 
 Drivers, on the loop: a `link` is a connection, whatever carries it; `server1` and `client1` (each a
-`writer1`), `server2` and `client2` (each a `connection2` of many a `stream2`) speak HTTP over links,
-in the words of `exchange`; a `relay` is an exchange that passes on. `inbound` judges each request
-before the app hears of it, `outbound` chooses an instance for each request of the app, and
+`writer1`), `server2` and `client2` (each a `connection2` of many a `stream2`) speak HTTP over
+links, in the words of `exchange`; a `relay` is an exchange that passes on. `inbound` judges each
+request before the app hears of it, `outbound` chooses an instance for each request of the app, and
 `deadlines` ends those that are late.
 """
