@@ -155,8 +155,8 @@ def test_calls_find_an_app_that_was_started_again() -> None:
             assert calls.echo() == b"hello"
         began = time.monotonic()
         assert calls.refusal().code() is grpc.StatusCode.UNAVAILABLE
-        # Asked of the app for as long as it may take to listen; and once more, as of another one.
-        assert CONNECT_TIMEOUT_S <= time.monotonic() - began < TIMEOUT_S / 2
+        # For so long the app may take to listen.
+        assert CONNECT_TIMEOUT_S / 2 < time.monotonic() - began < TIMEOUT_S / 2
         assert calls.server.expect(ConnectionFailed).upstream is None
         with served(calls.app, port):
             assert calls.echo(b"again") == b"again"
