@@ -82,8 +82,11 @@ _NOT_IN_TRAILERS = CONNECTION_FIELDS | {
 
 
 def permitted_trailers(fields: Fields) -> Fields:
-    """Return those that may stand behind a body (RFC 9110 6.5.1)."""
-    return [pair for pair in fields if pair[0].lower() not in _NOT_IN_TRAILERS]
+    """Return those that may stand behind a body (RFC 9110 6.5.1).
+
+    Where names may have underscores, some apps take one for a hyphen.
+    """
+    return [pair for pair in fields if pair[0].lower().replace("_", "-") not in _NOT_IN_TRAILERS]
 
 
 class Counted:
