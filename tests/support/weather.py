@@ -14,12 +14,13 @@ from support.sidecars import DEFAULTS, ControlledSidecar, Mesh, allow, deny
 
 from meshrun.proxy.messages import Denied, Protocol, Requests, Serving
 
-__all__ = ["Cut", "Disturbance", "Weather"]
+__all__ = ["INSTANCES", "Cut", "Disturbance", "Weather"]
 
 # A call waits for a killed sidecar to start again, and the machine may be busy.
 CONNECT_TIMEOUT_S = 20.0
 
 CLIENT, SERVICE = "client", "server"
+INSTANCES = ("server.1", "server.2")
 
 Disturbance = Callable[[], object]
 
@@ -93,6 +94,7 @@ class Weather:
             protocol=protocol,
             requests=requests,
         )
+        assert tuple(each.instance for each in self.servers) == INSTANCES
         self.port = self.client.upstream_port(SERVICE)
         self.sidecars = [self.client, *self.servers]
         self.cuts: list[Cut] = []
@@ -130,6 +132,12 @@ class Weather:
         ]
         self.client.balance(SERVICE, *endpoints)
 
+    def withdraw(self) -> None:
+        """Take the instances away one after the other, and bring them back."""
+        one, other = (each.endpoint for each in self.servers)
+        for endpoints in ((one,), (one, other), (other,), (one, other)):
+            self.client.balance(SERVICE, *endpoints)
+
     def settle(self) -> dict[str, int]:
         """Wait until no sidecar has more open than before any stream; return their memory."""
         for each in self.sidecars:
@@ -139,11 +147,15 @@ class Weather:
         return {each.instance: each.memory_bytes() for each in self.sidecars}
 
     def _kill(self, sidecar: ControlledSidecar) -> None:
+        shared = sidecar is self.client
         began = time.monotonic()
         sidecar.kill()
-        shared = sidecar is self.client
-        self.cuts.append(Cut(sidecar.instance, began, time.monotonic(), shared=shared))
+        if not shared:
+            self.client.apply(self.client.snapshot)  # it has heard of that end before of this
+            self.cuts.append(Cut(sidecar.instance, began, time.monotonic()))
         # The others live on without it.
         self._rng.choice([each for each in self.sidecars if each is not sidecar]).rotate()
         sidecar.start()
         sidecar.expect(Serving)
+        if shared:
+            self.cuts.append(Cut(sidecar.instance, began, time.monotonic(), shared=True))
