@@ -213,6 +213,7 @@ class _Connection:
             sockets.reset(sock)
         else:
             exchange.send_over(self._adopt(sock))
+            exchange.flush_request()
 
     async def _dial_for_all(self, failed: OSError | None) -> None:
         try:

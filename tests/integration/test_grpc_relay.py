@@ -4,20 +4,17 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
-from concurrent import futures
 
 import grpc
 import pytest
 from support.http2 import AsyncLink, RelayHandler
+from support.rpc import OPTIONS, TIMEOUT_S, App, identity, served
 from support.sidecars import Mesh
 
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
 
 MIB = 1024 * 1024
-TIMEOUT_S = 30.0
-# grpc-core's limit of a message is 4 MiB unless it is told otherwise.
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 class Relay:
@@ -73,72 +70,9 @@ class Relay:
         task.add_done_callback(self._connecting.discard)
 
 
-def identity(data: bytes) -> bytes:
-    return data
-
-
-class App(grpc.GenericRpcHandler):
-    """The four kinds of call, and what goes with them."""
-
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-        self.metadata: dict[str, str | bytes] = {}
-
-    def service(
-        self, details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
-        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "/app/echo": grpc.unary_unary_rpc_method_handler(self.echo),
-            "/app/count": grpc.unary_stream_rpc_method_handler(self.count),
-            "/app/sum": grpc.stream_unary_rpc_method_handler(self.sum),
-            "/app/chat": grpc.stream_stream_rpc_method_handler(self.chat),
-            "/app/hang": grpc.unary_stream_rpc_method_handler(self.hang),
-            "/app/fail": grpc.unary_unary_rpc_method_handler(self.fail),
-        }
-        return handlers.get(details.method)
-
-    def echo(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.metadata = dict(context.invocation_metadata())
-        context.set_trailing_metadata((("my_trailer-bin", b"\x00\xff"), ("my_trailer", "t")))
-        return request
-
-    def count(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        for number in range(int(request)):
-            yield b"%d" % number
-
-    def sum(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        return b"%d" % sum(len(request) for request in requests)
-
-    def chat(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        for request in requests:
-            yield request[::-1]
-
-    def hang(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        ended = threading.Event()
-        assert context.add_callback(ended.set)
-        yield b"begun"
-        if ended.wait(TIMEOUT_S):
-            self.cancelled.set()
-
-    def fail(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        context.abort(grpc.StatusCode.NOT_FOUND, "keine Äpfel 100%")
-        raise AssertionError("abort raises")
-
-
 @pytest.fixture(scope="module")
 def app() -> App:
     return App()
-
-
-@contextlib.contextmanager
-def served(app: App) -> Iterator[tuple[grpc.Server, int]]:
-    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[app], options=OPTIONS)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield server, port
-    finally:
-        server.stop(None).wait(TIMEOUT_S)
 
 
 @contextlib.contextmanager

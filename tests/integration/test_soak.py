@@ -12,8 +12,9 @@ import pytest
 import uvloop
 from support.sampling import SEED, WHOLE
 from support.sidecars import Mesh
-from support.soak import Disturbance, Soak
+from support.soak import Soak
 from support.streams import Kind
+from support.weather import Disturbance
 
 MIB = 1024 * 1024
 

@@ -41,6 +41,7 @@ from meshrun.proxy.spiffe import SpiffeId
 from meshrun.supervisor.ca import Root, create_root, sign
 
 __all__ = [
+    "DEFAULTS",
     "PATIENCE_S",
     "TRUST_DOMAIN",
     "ControlledSidecar",

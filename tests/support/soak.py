@@ -7,7 +7,7 @@ loop in the test's process; what is done to the sidecars is done in a thread bes
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -15,25 +15,17 @@ from itertools import count
 from random import Random
 from socket import socket
 
-import msgspec
-from support.sidecars import ControlledSidecar, Mesh, allow, deny, listen, port_of
+from support.sidecars import Mesh, listen, port_of
 from support.streams import KINDS, Callee, Caller, Kind, Noise, Plan, StreamError
+from support.weather import Cut, Disturbance, Weather
 
-from meshrun.proxy.messages import Denied, Serving
-
-__all__ = ["Disturbance", "Soak"]
+__all__ = ["Soak"]
 
 # How many streams there are at the same time, and how long a caller thinks before its next one.
 CALLERS = 24
 MOST_THINKING_S = 0.02
 
-# A call waits for a killed sidecar to start again, and the machine may be busy.
-CONNECT_TIMEOUT_S = 20.0
 PATIENCE_S = 30.0
-
-CLIENT, SERVICE = "client", "server"
-
-Disturbance = Callable[[], object]
 
 
 class How(Enum):
@@ -69,111 +61,24 @@ class Stream:
     served_by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A time in which the sidecar `instance` could reset streams: it was killed, or was to deny.
-
-    `shared` says that every stream passes through it. Between `forbids` and `allows` it may take
-    none.
-    """
-
-    instance: str
-    began: float
-    ended: float
-    shared: bool = False
-    forbids: float = 0.0
-    allows: float = 0.0
-
-    def explains(self, stream: Stream, ending: Ending) -> bool:
-        """Whether this may be why `stream` was reset at `ending`."""
-        concerned = self.shared or stream.served_by in ("", self.instance)
-        return concerned and stream.began <= self.ended and self.began <= ending.at
-
-    def forbade(self, stream: Stream) -> bool:
-        """Whether `stream` came to its app all the same."""
-        forbidden = self.forbids < stream.began and stream.seen_at < self.allows
-        return forbidden and stream.served_by == self.instance
-
-
-class Soak:
+class Soak(Weather):
     """The sidecars, the apps behind them, their callers, and an account of every stream."""
 
     def __init__(self, mesh: Mesh, seed: int) -> None:
-        self._seed = seed
-        self._rng = Random(seed)
-        self._noise = Noise(seed)
         self._listeners = [listen(), listen()]
-        self._allowed = allow(CLIENT, SERVICE)
-        self._servers = [
-            mesh.sidecar(SERVICE, app=port_of(each), intentions=[self._allowed])
-            for each in self._listeners
-        ]
-        self._client = mesh.sidecar(CLIENT, upstreams=self._servers, timeout_s=CONNECT_TIMEOUT_S)
-        self._address = ("127.0.0.1", self._client.upstream_port(SERVICE))
-        self._sidecars = [self._client, *self._servers]
-        self._descriptors = [each.descriptors() for each in self._sidecars]
+        super().__init__(mesh, seed, [port_of(each) for each in self._listeners])
+        self._seed = seed
+        self._noise = Noise(seed)
+        self._address = ("127.0.0.1", self.port)
         self._numbers = count()
         self._streams: dict[int, Stream] = {}
         self._nameless = 0
-        self._cuts: list[Cut] = []
         self._complaints: list[str] = []
 
     def close(self) -> None:
         """Close the apps."""
         for each in self._listeners:
             each.close()
-
-    # What is done to the sidecars, by one thread beside the traffic.
-
-    def rotate(self) -> None:
-        """Give one of the sidecars a new leaf."""
-        self._rng.choice(self._sidecars).rotate()
-
-    def kill_client(self) -> None:
-        """Kill the callers' sidecar."""
-        self._kill(self._client)
-
-    def kill_server(self) -> None:
-        """Kill the sidecar of one of the apps."""
-        self._kill(self._rng.choice(self._servers))
-
-    def flip(self) -> None:
-        """Let the sidecar of one app deny until it has denied somebody, and allow again."""
-        server = self._rng.choice(self._servers)
-        began = time.monotonic()
-        server.intend(deny(CLIENT, SERVICE))
-        forbids = time.monotonic()
-        server.expect(Denied, lambda message: message.kind == "intention" and not message.live)
-        allows = time.monotonic()
-        server.intend(self._allowed)
-        ended = time.monotonic()
-        self._cuts.append(Cut(server.instance, began, ended, forbids=forbids, allows=allows))
-
-    def use_tunnels(self, *tunnels: bool) -> None:
-        """Take each of the apps' sidecars for one that knows tunnels, or for one that does not."""
-        endpoints = [
-            msgspec.structs.replace(server.endpoint, tunnels=each)
-            for server, each in zip(self._servers, tunnels, strict=True)
-        ]
-        self._client.balance(SERVICE, *endpoints)
-
-    def settle(self) -> dict[str, int]:
-        """Wait until no sidecar has more open than before any stream; return their memory."""
-        for each in self._sidecars:
-            each.rotate()  # closes idle tunnels
-        for each, most in zip(self._sidecars, self._descriptors, strict=True):
-            each.wait_for_descriptors(most)
-        return {each.instance: each.memory_bytes() for each in self._sidecars}
-
-    def _kill(self, sidecar: ControlledSidecar) -> None:
-        began = time.monotonic()
-        sidecar.kill()
-        shared = sidecar is self._client
-        self._cuts.append(Cut(sidecar.instance, began, time.monotonic(), shared=shared))
-        # The others live on without it.
-        self._rng.choice([each for each in self._sidecars if each is not sidecar]).rotate()
-        sidecar.start()
-        sidecar.expect(Serving)
 
     # The traffic.
 
@@ -183,7 +88,7 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             acceptors = [
                 group.create_task(self._accept(group, listener, server.instance))
-                for listener, server in zip(self._listeners, self._servers, strict=True)
+                for listener, server in zip(self._listeners, self.servers, strict=True)
             ]
             yield
             for each in acceptors:
@@ -213,10 +118,10 @@ class Soak:
     def complaints(self) -> list[str]:
         """Return what is wrong; to be called when all streams have come to their ends."""
         found = list(self._complaints)
-        for sidecar in self._sidecars:
+        for sidecar in self.sidecars:
             found += (f"{sidecar.instance} logged: {each.message}" for each in sidecar.logged)
         for stream in self._streams.values():
-            found += (f"{said}: {stream}" for said in _judge(stream, self._cuts))
+            found += (f"{said}: {stream}" for said in _judge(stream, self.cuts))
         most = sum(self._may_be_nameless(stream) for stream in self._streams.values())
         if self._nameless > most:
             found.append(f"{self._nameless} connections said nothing to an app, not up to {most}")
@@ -232,7 +137,7 @@ class Soak:
         # It said nothing, or was over before it did; or the app's sidecar was killed between the
         # app's connection and its first bytes, and another took the stream.
         return not stream.seen or any(
-            stream.began <= cut.ended and cut.began <= stream.seen_at for cut in self._cuts
+            stream.began <= cut.ended and cut.began <= stream.seen_at for cut in self.cuts
         )
 
     # Callers and apps.
@@ -327,7 +232,7 @@ def _judge_end(
     if ending is None:
         yield f"its {whose} has not come to an end"
     elif ending.how is not wanted and not (
-        ending.how is How.RESET and any(cut.explains(stream, ending) for cut in cuts)
+        ending.how is How.RESET and any(cut.explains(stream, ending.at) for cut in cuts)
     ):
         yield f"its {whose} saw {ending.how.name} {ending.why}"
 
@@ -337,5 +242,5 @@ def _explained(stream: Stream, cuts: Sequence[Cut]) -> bool:
     return (
         ending is not None
         and ending.how is How.RESET
-        and any(cut.explains(stream, ending) for cut in cuts)
+        and any(cut.explains(stream, ending.at) for cut in cuts)
     )
