@@ -1,7 +1,7 @@
 """HTTP in the sidecar, for services whose protocol is http, http2 or grpc.
 
 Pure: `heads` are the vocabulary; `target` normalises paths and hosts; `head1` and `body1` read and
-write HTTP/1; `answers` are the sidecar's own responses.
+write HTTP/1; `answers` are the sidecar's own responses, `own_fields` what it adds and takes away.
 
 Drivers, on the loop: a `link` is a connection, whatever carries it; `server1`, `client1`, `server2`
 and `client2` speak HTTP over links, in the words of `exchange`; `inbound` judges each request

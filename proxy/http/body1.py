@@ -3,6 +3,7 @@
 import re
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
 from meshrun.proxy.http.heads import Fields
 
@@ -69,21 +70,22 @@ _NOT_IN_TRAILERS = CONNECTION_FIELDS | {
     "trailer",
     "vary",
     "www-authenticate",
-    "x-forwarded-client-cert",
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-port",
     "x-forwarded-proto",
     "x-http-method-override",
-    "x-mesh-client-id",
     "x-real-ip",
-    "x-request-id",
 }
 
 
 def permitted_trailers(fields: Fields) -> Fields:
     """Return those that may stand behind a body (RFC 9110 6.5.1)."""
-    return [pair for pair in fields if pair[0].lower() not in _NOT_IN_TRAILERS]
+    return [
+        field
+        for field in fields
+        if field[0].lower() not in _NOT_IN_TRAILERS and not own_fields.is_own(field[0])
+    ]
 
 
 class Counted:

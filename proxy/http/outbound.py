@@ -15,13 +15,14 @@ from meshrun.proxy.balance import Balancer
 from meshrun.proxy.connector import Connection
 from meshrun.proxy.direct import Direct
 from meshrun.proxy.framing import Refusal
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import SocketLink, StreamLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_failure
+from meshrun.proxy.http.relay import Relay, record
 from meshrun.proxy.http.retries import Budget, back_off_s, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -48,8 +49,6 @@ CONNECTION_IDLE_S = 3600.0
 # hands for ever.
 MOST_IDLE_LINES = 1024
 
-_REQUEST_ID = REQUEST_ID.lower()
-
 
 class HttpOutbound:
     """Brings the requests of the app to the instances of one upstream."""
@@ -66,7 +65,7 @@ class HttpOutbound:
     ) -> None:
         self.source = source
         self.rng = rng
-        self.request_ids = RequestIds(rng)
+        self.request_ids = own_fields.RequestIds(rng)
         self.ledger = ledger
         self.upstream = upstream
         self.budget = Budget()
@@ -245,8 +244,7 @@ class _Exchange(Relay):
                 *(field for field in request.fields if field[0].lower() not in dropped),
                 *settings.set_headers,
             ]
-        if not any(name.lower() == _REQUEST_ID for name, _ in request.fields):
-            request.fields.append((REQUEST_ID, self._outbound.request_ids.new()))
+        own_fields.add_request_id(request.fields, self._outbound.request_ids)
         if not request.authority:  # only HTTP/1.0 may leave it out
             request.authority = self._outbound.upstream.name
         self._outbound.begin(self)
@@ -298,7 +296,7 @@ class _Exchange(Relay):
     def response_head(self, head: Response) -> None:
         """Pass a head on, unless it is a sidecar's for an app that gave no answer."""
         # Such an answer has the status 200 in gRPC, as all have.
-        failure = take_failure(head) if head.status == 503 or self.grpc else None
+        failure = own_fields.take_failure(head) if head.status == 503 or self.grpc else None
         if failure is not None:
             if self.line is not None:
                 self.line.failed()
