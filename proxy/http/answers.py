@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from urllib.parse import quote
 
-from meshrun.proxy.http.heads import Framing, Response
+from meshrun.proxy.http.heads import COUNTED, Response
 
 __all__ = ["answer", "grpc_status"]
 
@@ -48,7 +48,7 @@ def answer(
     head = Response(
         status=status,
         fields=[("content-type", "text/plain; charset=utf-8")],
-        framing=Framing.LENGTH,
+        framing=COUNTED,
         length=len(body),
         reason=_reason(status),
         keeps_alive=not close,

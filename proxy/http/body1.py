@@ -3,9 +3,9 @@
 import re
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
 from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.own_fields import OWN_FIELDS
 
 __all__ = [
     "LAST_CHUNK",
@@ -37,55 +37,58 @@ _LONGEST_SIZE_LINE = 15 + EXTENSION_LIMIT_BYTES + 2
 # What must not come behind a body, where it was decided already without it (RFC 9110 6.5.1):
 # framing, routing, modifiers of the request, authentication, how to read the content, and who asks.
 # Some servers hand trailers to the app as if they were of the head.
-_NOT_IN_TRAILERS = CONNECTION_FIELDS | {
-    "accept-encoding",
-    "age",
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-location",
-    "content-range",
-    "content-type",
-    "cookie",
-    "date",
-    "expect",
-    "expires",
-    "forwarded",
-    "host",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "if-unmodified-since",
-    "location",
-    "max-forwards",
-    "origin",
-    "pragma",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "range",
-    "referer",
-    "retry-after",
-    "set-cookie",
-    "trailer",
-    "vary",
-    "www-authenticate",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-http-method-override",
-    "x-real-ip",
-}
+_NOT_IN_TRAILERS = (
+    CONNECTION_FIELDS
+    | OWN_FIELDS
+    | {
+        "accept-encoding",
+        "age",
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-location",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "range",
+        "referer",
+        "retry-after",
+        "set-cookie",
+        "trailer",
+        "vary",
+        "www-authenticate",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-http-method-override",
+        "x-real-ip",
+    }
+)
 
 
 def permitted_trailers(fields: Fields) -> Fields:
-    """Return those that may stand behind a body (RFC 9110 6.5.1)."""
-    return [
-        field
-        for field in fields
-        if field[0].lower() not in _NOT_IN_TRAILERS and not own_fields.is_own(field[0])
-    ]
+    """Return those that may stand behind a body (RFC 9110 6.5.1).
+
+    Where names may have underscores, some apps take one for a hyphen.
+    """
+    return [pair for pair in fields if pair[0].lower().replace("_", "-") not in _NOT_IN_TRAILERS]
 
 
 class Counted:

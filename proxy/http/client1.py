@@ -247,7 +247,7 @@ class Http1Client(Writer):
                 raise HttpError(502, "101 came, and no other protocol was asked for")
             self._reading = ALL
             self._upgraded = True
-            self._sent = False
+            self._sent = self._reusable = False
         elif response.framing is COUNTED:
             self._reading = COUNTING
             self._counted = response.length or 0

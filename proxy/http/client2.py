@@ -11,7 +11,7 @@ from meshrun.proxy.http.connection2 import MOST_STREAMS, Connection, code_name
 from meshrun.proxy.http.exchange import Exchange, Failure, Upstream
 from meshrun.proxy.http.fields2 import read_response, write_request
 from meshrun.proxy.http.frames2 import HEADER_BYTES, Frame
-from meshrun.proxy.http.heads import Fields, Framing, Request
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, Fields, Request
 from meshrun.proxy.http.link import Link
 from meshrun.proxy.http.stream2 import Stream
 
@@ -67,7 +67,7 @@ class Http2Client(Connection["_ClientStream"]):
         h2 = self._h2
         number = h2.get_next_available_stream_id()
         stream = self._streams[number] = _ClientStream(self, number, exchange, request.method)
-        bare = request.framing is Framing.NONE
+        bare = request.framing is NO_BODY
         # At once, in whatever state the link is: numbers must rise, and a link that is not open yet
         # opens with what was written.
         h2.send_headers(number, write_request(request, extra), end_stream=bare)
@@ -113,9 +113,9 @@ class Http2Client(Connection["_ClientStream"]):
                 return
         else:
             stream.begun = True
-            if head.framing is Framing.NONE:
+            if head.framing is NO_BODY:
                 stream.expected = 0
-            elif head.framing is Framing.LENGTH:
+            elif head.framing is COUNTED:
                 stream.expected = head.length
         stream.exchange.response_head(head)
         if stream.over:

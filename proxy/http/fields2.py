@@ -15,7 +15,7 @@ from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -99,9 +99,9 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
     request = _request_of(pseudo, special, regular)
     length = special.get("content-length")
     if not ended:
-        request.framing = Framing.STREAM
+        request.framing = STREAMED
         if length is not None:
-            request.framing = Framing.LENGTH
+            request.framing = COUNTED
             request.length = _number(length, 400)
     elif length is not None and _number(length, 400):
         raise _unfit("there is no body, though Content-Length says so")
@@ -162,7 +162,7 @@ def _take_expectation(special: dict[str, str], request: Request) -> None:
         return
     if expected.lower() != "100-continue":
         raise HttpError(417, "cannot take the request: it expects more than 100-continue")
-    if request.framing is not Framing.NONE:
+    if request.framing is not NO_BODY:
         request.expects_continue = True
         request.fields.append(("expect", "100-continue"))
 
@@ -195,7 +195,7 @@ def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Respo
         if response.length and method != "HEAD" and response.status != 304:
             raise HttpError(502, "cannot take the response: Content-Length says more than comes")
     elif response.status >= 200 and response.status not in (204, 304) and method != "HEAD":
-        response.framing = Framing.STREAM if response.length is None else Framing.LENGTH
+        response.framing = STREAMED if response.length is None else COUNTED
     if response.status == 204:
         response.length = None  # RFC 9110 8.6: there may be none
     return response
@@ -281,7 +281,7 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> li
         head.append((b":authority", request.authority.encode("latin-1")))
     head += write_fields(request.fields)
     head += write_fields(extra)
-    if request.framing is Framing.LENGTH:
+    if request.framing is COUNTED:
         head.append(NeverIndexedHeaderTuple(b"content-length", b"%d" % request.length))
     return head
 

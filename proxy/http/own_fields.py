@@ -11,13 +11,13 @@ from meshrun.proxy.http.heads import Fields, Response
 
 __all__ = [
     "IDENTITY_FIELDS",
+    "OWN_FIELDS",
     "REQUEST_ID_FIELD",
     "RequestIds",
     "add_failure",
     "add_request_id",
     "for_app",
     "identity_of",
-    "is_own",
     "request_id",
     "take_failure",
 ]
@@ -33,22 +33,13 @@ _FAILURE = "X-Meshrun-Failure"
 IDENTITY_FIELDS = frozenset({_CERTIFICATE.lower(), _IDENTITY.lower()})
 REQUEST_ID_FIELD = _REQUEST_ID.lower()
 _FAILURE_FIELD = _FAILURE.lower()
-_OWN = IDENTITY_FIELDS | {REQUEST_ID_FIELD, _FAILURE_FIELD}
+OWN_FIELDS = IDENTITY_FIELDS | {REQUEST_ID_FIELD, _FAILURE_FIELD}
 
 # To look at the length of a name is cheaper than at the name, and nearly all have another.
 _REQUEST_ID_LENGTH = len(REQUEST_ID_FIELD)
 _LENGTHS = frozenset({_REQUEST_ID_LENGTH, *map(len, IDENTITY_FIELDS)})
 
 _SAID = {Failure.UNSENT: "unsent", Failure.SILENT: "silent"}
-
-
-def is_own(name: str) -> bool:
-    """Return whether `name` is that of a field of the sidecars, however it is spelled."""
-    return _plain(name) in _OWN
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")
 
 
 # Who calls.
@@ -79,7 +70,9 @@ def for_app(fields: Fields, ids: "RequestIds") -> Fields:
             elif lower.replace("_", "-") in IDENTITY_FIELDS:
                 forged = True
     if forged:
-        fields = [field for field in fields if _plain(field[0]) not in IDENTITY_FIELDS]
+        fields = [
+            field for field in fields if field[0].lower().replace("_", "-") not in IDENTITY_FIELDS
+        ]
     if not identified:
         fields.append((_REQUEST_ID, ids.new()))
     return fields

@@ -108,7 +108,7 @@ class Relay:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(reason)
-        if not self._answered:
+        if not self._over:  # what was upgraded may have been answered to its end
             self._break_off(reason)
 
     def over(self, reason: str) -> None:

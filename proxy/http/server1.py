@@ -125,9 +125,12 @@ class Http1Server(Writer):
     def ended(self) -> None:
         """The peer will send nothing more, but may still read."""
         self._eof = True
-        if self._reading is not RAW:
+        if self._reading is RAW:
+            self._end_of_raw()
+        else:
             self._advance()
-            return
+
+    def _end_of_raw(self) -> None:
         self._reading = NOTHING
         exchange = self._exchange
         if exchange is not None:
@@ -346,6 +349,10 @@ class Http1Server(Writer):
             # What the peer sent without waiting for the 101 belongs to the new protocol.
             exchange.request_data(rest)
             exchange.flush_request()
+        if self._eof:
+            self._end_of_raw()
+        else:
+            self._listen()
 
     def _end_raw(self) -> None:
         self._write_out()

@@ -13,7 +13,7 @@ from meshrun.proxy.http.connection2 import MOST_STREAMS, Connection
 from meshrun.proxy.http.exchange import Exchange, Handler
 from meshrun.proxy.http.fields2 import Field, read_request, write_response
 from meshrun.proxy.http.frames2 import Frame
-from meshrun.proxy.http.heads import Fields, Framing, Response
+from meshrun.proxy.http.heads import COUNTED, NO_BODY, Fields, Response
 from meshrun.proxy.http.link import Link
 from meshrun.proxy.http.patience import Patience
 from meshrun.proxy.http.stream2 import Stream
@@ -89,7 +89,7 @@ class Http2Server(Connection["_ServerStream"]):
             self._handler.refused(error.status, str(error))
             self._refuse(stream, fields, error)
             return
-        if request.framing is Framing.LENGTH:
+        if request.framing is COUNTED:
             stream.expected = request.length
         self._touch(stream)
         stream.exchange = exchange = self._handler.begin(request, stream)
@@ -160,7 +160,7 @@ class _ServerStream(Stream):
         if self.ending:
             return
         self.heads.append(write_response(head))
-        if head.interim or head.framing is not Framing.NONE:
+        if head.interim or head.framing is not NO_BODY:
             self._carrier.wants(self)
 
     def abort(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""gRPC as it is, client and server, with both halves of HTTP/2 between them over loopback."""
+"""gRPC as it is, client and server, with HTTP/2 of ours between them over loopback."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from concurrent import futures
 import grpc
 import pytest
 from support.http2 import AsyncLink, RelayHandler
+from support.sidecars import Mesh
 
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
@@ -140,12 +141,28 @@ def served(app: App) -> Iterator[tuple[grpc.Server, int]]:
         server.stop(None).wait(TIMEOUT_S)
 
 
-@pytest.fixture(scope="module")
-def channel(app: App) -> Iterator[grpc.Channel]:
+@contextlib.contextmanager
+def halves(app_port: int) -> Iterator[int]:
+    """Both halves, joined by nothing but a relay."""
+    with Relay(app_port) as relay:
+        yield relay.port
+
+
+@contextlib.contextmanager
+def sidecars(app_port: int) -> Iterator[int]:
+    """Two sidecars, with all that they are made of."""
+    with Mesh() as mesh:
+        server = mesh.sidecar("server", app=app_port, default="allow", protocol="grpc")
+        client = mesh.sidecar("client", upstreams=(server,), protocol="grpc")
+        yield client.upstream_port("server")
+
+
+@pytest.fixture(scope="module", params=[halves, sidecars])
+def channel(app: App, request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
     with (
-        served(app) as (_, port),
-        Relay(port) as relay,
-        grpc.insecure_channel(f"127.0.0.1:{relay.port}", options=OPTIONS) as channel,
+        served(app) as (_, app_port),
+        request.param(app_port) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel,
     ):
         yield channel
 

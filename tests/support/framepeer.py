@@ -49,6 +49,8 @@ class FramePeer:
         context = mesh.client_context(leaf or mesh.leaf("client", ttl_s=ttl_s))
         context.set_alpn_protocols([ALPN])
         plain = socket.create_connection(("127.0.0.1", sidecar.endpoint.port), timeout=PATIENCE_S)
+        # Else what is said first waits for the acknowledgement of the handshake's last flight.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         secured = context.wrap_socket(plain, suppress_ragged_eofs=False)
         assert secured.selected_alpn_protocol() == ALPN
         return cls(secured)

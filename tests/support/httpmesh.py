@@ -63,10 +63,14 @@ class HttpMesh:
                 constants=constants,
             )
             self.client: ControlledSidecar = self.mesh.sidecar(
-                "client", upstreams=[self.server], constants=constants, tunnels=tunnels
+                "client",
+                upstreams=[self.server],
+                protocol=protocol,
+                constants=constants,
+                tunnels=tunnels,
             )
             self._ending = stack.pop_all()
-        self.leaf = self.mesh.leaf("client")
+        self.leaf = self.mesh.leaf("client", ttl_s=3600)
         self._wires: list[Wire] = []
 
     def call(self, entry: Entry = "app") -> Wire:

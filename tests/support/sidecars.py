@@ -144,8 +144,8 @@ class Mesh:
         """Start a sidecar of `service` in front of port `app`, and wait until it serves.
 
         An upstream is a sidecar, or the name of a service that has no instance yet. Without
-        `tunnels` it takes its upstreams for peers that know none. `protocol` is what the app
-        speaks, and every upstream where it is not tcp, `requests` the settings of those upstreams.
+        `tunnels` it takes its upstreams for peers that know none. `protocol` is that of the app and
+        of every upstream, `requests` the settings of upstreams that speak more than tcp.
 
         `constants` are deadlines and limits that no test has the time for, as `module:NAME`.
         """
@@ -206,7 +206,6 @@ class ControlledSidecar:
         constants: Mapping[str, float] = {},
     ) -> None:
         self.root = root
-        self.protocol = protocol
         self.service = service
         self.instance = instance
         self.identity = SpiffeId.for_service(TRUST_DOMAIN, service)
@@ -238,11 +237,7 @@ class ControlledSidecar:
                     identity=str(SpiffeId.for_service(TRUST_DOMAIN, name)),
                     connect_timeout_s=timeout_s,
                     endpoints=endpoints,
-                    protocol=(
-                        protocol
-                        if isinstance(upstream, str) or protocol != "tcp"
-                        else upstream.protocol
-                    ),
+                    protocol=protocol,
                     requests=requests,
                 )
             )

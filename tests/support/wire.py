@@ -5,6 +5,7 @@ Whoever tests says what each end does, one after the other; every hearing has a 
 
 import select
 import socket
+import ssl
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -118,6 +119,14 @@ class Wire:
     def unheard(self) -> bytes:
         """What has come and was not heard yet."""
         return bytes(self.heard[self._at :])
+
+    def pending(self) -> bytes:
+        """Return what has come and was not heard, without waiting for more; plain only."""
+        sock = self._stream
+        assert isinstance(sock, socket.socket)
+        if not isinstance(sock, ssl.SSLSocket) and select.select([sock], [], [], 0)[0]:
+            self._receive()
+        return self.unheard
 
     def end(self) -> None:
         """Send nothing more."""
@@ -234,6 +243,8 @@ def call_as_peer(mesh: Mesh, sidecar: ControlledSidecar, leaf: Leaf) -> Wire:
     """Connect to the inbound side of `sidecar` as a peer that shows `leaf` and knows no tunnels."""
     context = mesh.client_context(leaf)
     plain = socket.create_connection(("127.0.0.1", sidecar.endpoint.port), timeout=PATIENCE_S)
+    # Else what is said first waits for the acknowledgement of the handshake's last flight.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Wire(context.wrap_socket(plain, suppress_ragged_eofs=False))
 
 
