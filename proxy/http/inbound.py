@@ -19,7 +19,7 @@ from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import Relay, record
+from meshrun.proxy.http.relay import Relay, record, record_of_none
 from meshrun.proxy.http.retries import IDEMPOTENT, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -135,12 +135,25 @@ class _Connection:
         exchange.begin()
         return exchange
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         """What came is no request."""
         caller = self.caller
-        self.inbound.report(Denied(kind="peer", source=caller.service, reason=reason))
+        self.inbound.report(Denied(kind="request", source=caller.service, reason=reason))
+        if begun:
+            return
         ledger, service = self.inbound.ledger, self.inbound.gate.snapshot.service
         ledger.exchanged(caller.service, service, status, 0.0, 0, 0)
+        if ledger.recording:
+            ledger.record(
+                record_of_none(
+                    status,
+                    reason,
+                    source=caller.service,
+                    identity=caller.identity,
+                    destination=service,
+                    multiplexed=self.multiplexed,
+                )
+            )
 
     def closed(self) -> None:
         """The connection is over, and those to the app with it."""

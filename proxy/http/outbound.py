@@ -22,7 +22,7 @@ from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import SocketLink, StreamLink
-from meshrun.proxy.http.relay import Relay, record
+from meshrun.proxy.http.relay import Relay, record, record_of_none
 from meshrun.proxy.http.retries import Budget, back_off_s, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -194,9 +194,26 @@ class _Connection:
         exchange.begin()
         return exchange
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         """What the app sent is no request."""
-        self._outbound.failed(f"what the app sent is no request that is taken ({status}): {reason}")
+        outbound = self._outbound
+        outbound.failed(f"what the app sent is no request that is taken ({status}): {reason}")
+        if begun:
+            return
+        source, destination = outbound.source.service or "", outbound.upstream.service
+        outbound.ledger.exchanged(source, destination, status, 0.0, 0, 0, "source")
+        if outbound.ledger.recording:
+            outbound.ledger.record(
+                record_of_none(
+                    status,
+                    reason,
+                    source=source,
+                    identity=str(outbound.source),
+                    destination=destination,
+                    multiplexed=outbound.multiplexed,
+                    reporter="source",
+                )
+            )
 
     def closed(self) -> None:
         """The connection is over."""
@@ -269,9 +286,14 @@ class _Exchange(Relay):
         task.add_done_callback(self._waited)
 
     def fail(self, status: int, text: str) -> None:
-        """Answer for an instance that cannot."""
-        self._failure = text
+        """Answer for an instance that cannot, or break off what it has begun to answer."""
+        if not self.status:
+            self._failure = text
         self.answer(status, text)
+
+    def reset(self, reason: str) -> None:
+        """Give up a request on which nothing moves."""
+        self.fail(504, "nothing moved for too long")
 
     def late(self) -> None:
         """The time for an answer is over."""
@@ -292,6 +314,12 @@ class _Exchange(Relay):
         super().request_end(trailers)
         if not self.status:
             self._outbound.deadlines.begin(self)
+
+    def request_aborted(self, reason: str, status: int = 0) -> None:
+        """Whoever asked is gone, or was told `status` by this side."""
+        if status:
+            self._failure = reason
+        super().request_aborted(reason, status)
 
     def response_head(self, head: Response) -> None:
         """Pass a head on, unless it is a sidecar's for an app that gave no answer."""
@@ -318,7 +346,8 @@ class _Exchange(Relay):
             return
         self._leave_line()
         self._outbound.failed(reason)
-        self._failure = reason
+        if not self.status:
+            self._failure = reason
         super().response_failed(failure, reason)
 
     def over(self, reason: str) -> None:
@@ -335,7 +364,7 @@ class _Exchange(Relay):
             outbound.budget.give_back()
         never_sent = self.line is None
         self._leave_line()
-        # What has come to an instance is counted there.
+        # What an instance has got is counted there, but for what was answered here.
         if self._failure or (never_sent and not self.status):
             self._tell(self._failure or reason)
 

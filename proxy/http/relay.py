@@ -9,7 +9,7 @@ from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["Relay", "record"]
+__all__ = ["Relay", "record", "record_of_none"]
 
 
 class Relay:
@@ -57,10 +57,6 @@ class Relay:
     def idle_s(self) -> float:
         """Return how long nothing moved."""
         return monotonic() - self._moved
-
-    def reset(self, reason: str) -> None:
-        """Give up, with an answer if there is none yet."""
-        self.answer(504, "nothing moved for too long")
 
     def connect(self, upstream: Upstream) -> None:
         """Relay to `upstream`, which has had the head, from now on."""
@@ -148,9 +144,10 @@ class Relay:
         if self.status == 101 and self._answered:
             self._finish("")
 
-    def request_aborted(self, reason: str) -> None:
-        """Whoever asked is gone."""
+    def request_aborted(self, reason: str, status: int = 0) -> None:
+        """Whoever asked is gone, or was told `status`."""
         self._answered = True
+        self.status = self.status or status
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(reason)
@@ -254,5 +251,30 @@ def record(
         user_agent=agents[0] if agents else "",
         denied=denied,
         dry_run=dry_run,
+        failure=failure,
+    )
+
+
+def record_of_none(
+    status: int,
+    failure: str,
+    *,
+    source: str,
+    identity: str,
+    destination: str,
+    multiplexed: bool,
+    reporter: Reporter = "destination",
+) -> Record:
+    """Return what is told of something that was no request, and was answered with `status`."""
+    return Record(
+        at=time.time(),
+        kind="request",
+        source=source,
+        identity=identity,
+        destination=destination,
+        duration_s=0.0,
+        reporter=reporter,
+        protocol="HTTP/2" if multiplexed else "HTTP/1",
+        status=status,
         failure=failure,
     )
