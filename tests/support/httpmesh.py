@@ -52,13 +52,15 @@ class HttpMesh:
         constants: Mapping[str, float] = {},
         tunnels: bool = True,
     ) -> None:
+        self.protocol = protocol
+        self.rules = intentions or (RULES,)
         with ExitStack() as stack:
             self.app = stack.enter_context(WireApp())
             self.mesh = stack.enter_context(Mesh())
             self.server: ControlledSidecar = self.mesh.sidecar(
                 "server",
                 app=self.app.port,
-                intentions=intentions or (RULES,),
+                intentions=self.rules,
                 protocol=protocol,
                 constants=constants,
             )

@@ -65,6 +65,12 @@ class Wire:
             self._receive()
         return self._take(count)
 
+    def hear_any(self) -> bytes:
+        """Return what comes next, however much it is."""
+        if not self.unheard:
+            self._receive()
+        return self._take(len(self.unheard))
+
     def hear_head(self) -> bytes:
         """Return what comes up to an empty line, that included."""
         while (end := self.heard.find(b"\r\n\r\n", self._at)) < 0:
