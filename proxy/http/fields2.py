@@ -12,6 +12,7 @@ from functools import lru_cache
 from hpack.struct import NeverIndexedHeaderTuple
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
@@ -59,7 +60,7 @@ _NEVER_INDEXED = frozenset(
         "traceparent",
         "x-b3-spanid",
         "x-b3-traceid",
-        "x-request-id",
+        own_fields.REQUEST_ID_FIELD,
     }
 )
 

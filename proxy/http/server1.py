@@ -370,9 +370,9 @@ class Http1Server(Writer):
         self._reading = NOTHING
         self._pending = b""
         exchange, self._exchange = self._exchange, None
-        self._handler.refused(error.status, str(error))
+        self._handler.refused(error.status, str(error), begun=exchange is not None)
         if exchange is not None:  # within a body
-            exchange.request_aborted(str(error))
+            exchange.request_aborted(str(error), 0 if self._responding else error.status)
             if self._responding:
                 self.reset(str(error))
                 return

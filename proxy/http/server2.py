@@ -86,7 +86,7 @@ class Http2Server(Connection["_ServerStream"]):
         try:
             request = read_request(fields, ended=ended, underscores=self._grpc)
         except HttpError as error:
-            self._handler.refused(error.status, str(error))
+            self._handler.refused(error.status, str(error), begun=False)
             self._refuse(stream, fields, error)
             return
         if request.framing is COUNTED:
