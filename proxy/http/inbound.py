@@ -17,10 +17,10 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
-from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
 from meshrun.proxy.http.relay import Relay, record, record_of_none
-from meshrun.proxy.http.retries import IDEMPOTENT, may_retry
+from meshrun.proxy.http.retries import may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import IdleWatch
@@ -198,11 +198,12 @@ class _Connection:
             return next((client for client in self._clients2 if client.capacity), None)
         if fresh:
             return None
+        with_body = request.framing is not NO_BODY
         while self._idle:
             client = self._idle.pop()
             # What may not be sent twice does not go where the app has just hung up: on the loopback
             # that shows at once. Else to look would cost each request a system call.
-            if request.method in IDEMPOTENT or not client.stale:
+            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not client.stale:
                 return client
             client.close()
         return None
