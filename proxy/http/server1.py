@@ -194,8 +194,13 @@ class Http1Server(Writer):
         self._end_body(trailers)
         if self._advancing:
             return
-        # Most have come alone: nothing waits for its turn.
-        if self._reading is REST and not self._pending and not self._link.clogged:
+        # Most have come alone: nothing waits for its turn, and nobody has to listen again.
+        if (
+            self._reading is REST
+            and not self._pending
+            and not self._held
+            and not self._link.clogged
+        ):
             self._next()
             if self._eof:
                 self._advance()

@@ -78,4 +78,4 @@ def test_in_any_weather_all_bytes_arrive_or_a_reset_tells_and_nothing_is_left_be
         assert set(soak.succeeded()) == set(Kind)
         growth = {instance: second[instance] - first[instance] for instance in first}
         assert max(growth.values()) < MOST_GROWTH_BYTES, growth
-    assert sockets() == before
+    assert sockets() <= before
