@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
@@ -882,6 +882,7 @@ first_lines = st.sampled_from(
 ends = st.sampled_from(["\r\n\r\n"] * 4 + ["\r\n", "", "\n\n", "\r\n\r\n\r\n", "\r\n \r\n\r\n"])
 
 
+@settings(deadline=None)
 @given(first_lines, lines_of_heads, ends)
 @example(
     "GET / HTTP/1.1", ["Host: a", "A: 1", "B: 2", "C: 3", "D: 4", "E: \t5\t", "A: 1"], "\r\n\r\n"
