@@ -243,7 +243,10 @@ class _Exchange(Relay):
                 *(field for field in request.fields if field[0].lower() not in dropped),
                 *settings.set_headers,
             ]
-        if not any(name.lower() == _REQUEST_ID for name, _ in request.fields):
+        for name, _ in request.fields:
+            if name.lower() == _REQUEST_ID:
+                break
+        else:
             request.fields.append((REQUEST_ID, self._outbound.request_ids.new()))
         if not request.authority:  # only HTTP/1.0 may leave it out
             request.authority = self._outbound.upstream.name
