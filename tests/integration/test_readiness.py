@@ -4,6 +4,7 @@ import urllib.request
 from pathlib import Path
 
 from support.mesh import PATIENCE_S, Mesh
+from support.traffic import wait_until
 
 MOODY = """
 [apps.server]
@@ -41,7 +42,8 @@ def test_one_that_is_ill_gets_no_calls_until_it_is_well(tmp_path: Path) -> None:
         assert {get(server) for _ in range(6)} == {"server.2"}
         (tmp_path / "ill-server.1").unlink()
         mesh.await_event("ready", "server.1", number=2)
-        assert {get(server) for _ in range(6)} == {"server.1", "server.2"}
+        # Chosen by chance: it has its turn, but nobody can say which.
+        wait_until(lambda: get(server) == "server.1", "calls go to the one that is well again")
         assert mesh.instance("server.1").restarts == 0
 
 

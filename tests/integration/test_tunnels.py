@@ -432,6 +432,7 @@ def test_a_deny_reaches_a_stream_whose_app_does_not_listen_yet(mesh: Mesh) -> No
         server.send(msgspec.structs.replace(server.snapshot, version=2, intentions=()))
         denied = server.expect(Denied)
         assert (denied.source, denied.live) == ("client", False)
+        server.expect(Enforced, lambda message: message.version == 2)
         assert peer.hear() == (Frame.REFUSED, bytes([Refusal.DENIED]) + b"denied")
         with App(echo, port=port) as app:
             peer.say(RESET)
