@@ -15,12 +15,16 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
   the `pool`, or else dialled (`connector`: `dial`, `handshake`, its identity compared), or the
   connection parked.
 - `inbound` stands in front of the app: `handshake`, peer checked (`svid`, `spiffe`); then for each
-  stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked
-  (`intentions`, over `permissions` and `regex`), and only then the app dialled (`dial`, `callee`).
+  stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked about the
+  `caller` (`intentions`, over `permissions` and `regex`), and only then the app dialled (`dial`,
+  `callee`).
 - `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
   moves those of the peer through TLS. Between them stands a carrier, whose rider a splice is:
   `tunnel` carries one stream after another over one connection, in the frames of `framing`
   (docs/tunnel.md), and `direct` just one.
+- `http` takes the place of splices where requests are understood: it rides on the same carriers,
+  asks the same gate about each request, and finds instances the same way.
+- `ledger` counts what is over, and tells of it where there is an access log or a tap.
 - `idleness` cuts connections on which nothing moves, `memory` gives back what many have left,
   `backoff` says how long to wait before the next try.
 - `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes

@@ -18,8 +18,8 @@ __all__ = ["GONE", "Call", "Gate", "Live"]
 # Why a call failed that nobody waited for.
 GONE = "the caller left before the app was reached"
 
-# How much of a path is shown with a denial.
-SHOWN_PATH = 256
+# How much of a request is shown with its denial.
+SHOWN_REQUEST = 256
 
 
 class Live(Cuttable, Protocol):
@@ -206,6 +206,8 @@ class Gate:
                 by_default=decision.intention is None,
                 live=live,
                 dry_run=decision.dry_run,
-                request="" if request is None else f"{request.method} {request.path[:SHOWN_PATH]}",
+                request=""
+                if request is None
+                else f"{request.method} {request.path}"[:SHOWN_REQUEST],
             )
         )

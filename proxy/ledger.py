@@ -249,9 +249,10 @@ class Ledger:
 
 
 def _bounded(record: Record) -> Record:
-    long = {
+    # A text may be of a class of its own (`http.fields2.Secret`), which no channel takes.
+    unfit = {
         name: text[:most]
         for name, most in TEXTS.items()
-        if len(text := getattr(record, name)) > most
+        if len(text := getattr(record, name)) > most or type(text) is not str
     }
-    return msgspec.structs.replace(record, **long) if long else record
+    return msgspec.structs.replace(record, **unfit) if unfit else record

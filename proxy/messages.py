@@ -204,7 +204,7 @@ class Enforced(msgspec.Struct, frozen=True, kw_only=True, tag="enforced"):
 
 
 class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
-    """A caller was refused: by an intention (`kind="intention"`) or as a peer (`kind="peer"`).
+    """A caller was refused: by an intention, as a peer, or for what it sent, which is no request.
 
     `source` is a service name, or for a peer that proved no identity what is known of it.
     `by_default` says that no intention matched. `live` says that it was a live connection, cut
@@ -213,7 +213,7 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied"):
     since the last message that said so.
     """
 
-    kind: Literal["intention", "peer"]
+    kind: Literal["intention", "peer", "request"]
     source: str
     reason: str
     by_default: bool = False

@@ -1,8 +1,10 @@
 """Non-blocking TCP sockets: how they are set up, and how they are let go."""
 
 import errno
+import fcntl
 import socket
 import struct
+import termios
 
 __all__ = [
     "adopt_listener",
@@ -15,10 +17,13 @@ __all__ = [
     "reset",
     "set_up",
     "traffic",
+    "unsent_bytes",
 ]
 
 # Nothing that the other side did: this process or machine is out of something.
 STARVED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_INT = struct.Struct("i")
 
 # l_onoff, l_linger: closing sends a reset and throws away what is unsent.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -93,6 +98,11 @@ def traffic(sock: socket.socket, *, ended: bool) -> tuple[int, int]:
     # A FIN takes one number of the sequence, and is counted as if it were a byte.
     fin = 1 if ended or state in FIN_CAME else 0
     return sent - sent_again, max(0, received - fin)
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Return how much the other side has not acknowledged; raises OSError (tcp(7), SIOCOUTQ)."""
+    return int(_INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))[0])
 
 
 def close(sock: socket.socket) -> None:

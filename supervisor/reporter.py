@@ -173,6 +173,8 @@ def _denial(report: messages.Denied, service: str) -> str:
     cut = "live connection cut: " if report.live else ""
     if report.kind == "peer":
         return f"{cut}a stranger was refused at {service}: {report.reason}"
+    if report.kind == "request":
+        return f"{report.source} sent {service} what is no request: {report.reason}"
     verb = "would be denied at" if report.dry_run else "may not call"
     request = f" ({_example(report.request)})" if report.request else ""
     return f"{cut}{report.source} {verb} {service}{request}: {report.reason}"

@@ -5,6 +5,7 @@ import re
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
 from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.own_fields import OWN_FIELDS
 
 __all__ = [
     "LAST_CHUNK",
@@ -36,49 +37,50 @@ _LONGEST_SIZE_LINE = 15 + EXTENSION_LIMIT_BYTES + 2
 # What must not come behind a body, where it was decided already without it (RFC 9110 6.5.1):
 # framing, routing, modifiers of the request, authentication, how to read the content, and who asks.
 # Some servers hand trailers to the app as if they were of the head.
-_NOT_IN_TRAILERS = CONNECTION_FIELDS | {
-    "accept-encoding",
-    "age",
-    "authorization",
-    "cache-control",
-    "content-encoding",
-    "content-location",
-    "content-range",
-    "content-type",
-    "cookie",
-    "date",
-    "expect",
-    "expires",
-    "forwarded",
-    "host",
-    "if-match",
-    "if-modified-since",
-    "if-none-match",
-    "if-range",
-    "if-unmodified-since",
-    "location",
-    "max-forwards",
-    "origin",
-    "pragma",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "range",
-    "referer",
-    "retry-after",
-    "set-cookie",
-    "trailer",
-    "vary",
-    "www-authenticate",
-    "x-forwarded-client-cert",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-http-method-override",
-    "x-mesh-client-id",
-    "x-real-ip",
-    "x-request-id",
-}
+_NOT_IN_TRAILERS = (
+    CONNECTION_FIELDS
+    | OWN_FIELDS
+    | {
+        "accept-encoding",
+        "age",
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-location",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "range",
+        "referer",
+        "retry-after",
+        "set-cookie",
+        "trailer",
+        "vary",
+        "www-authenticate",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-http-method-override",
+        "x-real-ip",
+    }
+)
 
 
 def permitted_trailers(fields: Fields) -> Fields:

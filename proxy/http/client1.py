@@ -14,6 +14,10 @@ from meshrun.proxy.http.writer1 import Writer
 __all__ = ["Http1Client"]
 
 
+# Each goes on to whoever asked: an app that sends nothing else would never be done.
+MOST_INTERIM = 100
+
+
 class _Reading(Enum):
     """What comes next from the peer."""
 
@@ -37,6 +41,7 @@ class Http1Client(Writer):
         "_chunked",
         "_counted",
         "_exchange",
+        "_interims",
         "_method",
         "_on_closed",
         "_on_idle",
@@ -70,6 +75,7 @@ class Http1Client(Writer):
         self._sent = True  # the request is complete
         self._reusable = True  # as far as the last response says
         self._upgradable = False
+        self._interims = 0  # heads that came before the final one
         self._upgraded = False
         self.closed = False
         self.used = False  # it has carried an exchange before this one
@@ -93,6 +99,7 @@ class Http1Client(Writer):
         self._exchange = exchange
         self._method = request.method
         self._upgradable = bool(request.upgrade)
+        self._interims = 0
         self._reading = HEAD
         self._chunking = request.framing is STREAMED
         self._sent = False
@@ -232,6 +239,10 @@ class Http1Client(Writer):
             final = not response.interim
             if final:
                 self._expect(response)
+            else:
+                self._interims += 1
+                if self._interims > MOST_INTERIM:
+                    raise HttpError(502, f"more than {MOST_INTERIM} interim responses came")
             exchange.response_head(response)
             if self._exchange is not exchange:
                 return b""
@@ -268,6 +279,7 @@ class Http1Client(Writer):
         # Bytes behind a response belong to none; a request that is not complete leaves the other
         # side waiting for the rest of it.
         if self._reusable and self._sent and not excess:
+            self._link.listen(True)  # whoever held it waits no more
             self._on_idle(self)
         else:
             self._shut()
@@ -276,7 +288,7 @@ class Http1Client(Writer):
 
     def _fail(self, reason: str, *, broken: bool = False) -> None:
         exchange, self._exchange = self._exchange, None
-        begun = broken or self._reading is not HEAD or bool(self._pending)
+        begun = broken or self._reading is not HEAD or self._interims or bool(self._pending)
         self._shut()
         if exchange is not None:
             exchange.response_failed(Failure.BROKEN if begun else Failure.SILENT, reason)

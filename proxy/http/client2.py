@@ -54,11 +54,6 @@ class Http2Client(Connection["_ClientStream"]):
         numbers = (HIGHEST_STREAM - self._h2.highest_outbound_stream_id) // 2
         return max(0, min(most - len(self._streams), numbers))
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is of no use any more."""
-        return self._over
-
     def request(
         self, request: Request, exchange: Exchange, extra: Sequence[tuple[str, str]] = ()
     ) -> Upstream:

@@ -99,6 +99,7 @@ class Connection(Generic[StreamT]):
         self._touched: list[Stream] = []  # those that delivered something that is to be flushed
         self._unread_bytes = 0
         self._over = False
+        self._flushing = self._flush_again = False
 
     def start(self) -> None:
         """Say the preface, and begin to receive."""
@@ -189,10 +190,26 @@ class Connection(Generic[StreamT]):
             self._forget(stream)
             self.flush()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._over
+
     def flush(self) -> None:
         """Send what was given, stream by stream in turn, as far as windows and link take it."""
-        if self._over:
+        if self._flushing:
+            self._flush_again = True
             return
+        self._flushing = True
+        try:
+            self._flush_again = True
+            while self._flush_again and not self._over:
+                self._flush_again = False
+                self._flush_once()
+        finally:
+            self._flushing = False
+
+    def _flush_once(self) -> None:
         if self._turns:
             self._take_turns()
         self._write()

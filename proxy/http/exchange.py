@@ -91,8 +91,11 @@ class Exchange(Protocol):
     def request_end(self, trailers: Fields) -> None:
         """The request is complete; comes for every request that is not aborted."""
 
-    def request_aborted(self, reason: str) -> None:
-        """Whoever asked is gone, or broke it off: the last event of a downstream."""
+    def request_aborted(self, reason: str, status: int = 0) -> None:
+        """Whoever asked is gone, or broke it off: the last event of a downstream.
+
+        Where its body was none, `status` is what it was told.
+        """
 
     def hold_response(self) -> None:
         """The downstream takes no more for now."""
@@ -136,8 +139,11 @@ class Handler(Protocol):
         """Take a request. It may answer at once, but not abort; its events come to what is
         returned."""
 
-    def refused(self, status: int, reason: str) -> None:
-        """The connection sent what is no request, and was told so with `status`."""
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
+        """The connection sent what is no request, and was told so with `status`.
+
+        `begun` says that it was the body of one, whose exchange hears of it, too.
+        """
 
     def closed(self) -> None:
         """The connection is over, and every exchange on it."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from hpack.struct import NeverIndexedHeaderTuple
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
@@ -59,7 +60,7 @@ _NEVER_INDEXED = frozenset(
         "traceparent",
         "x-b3-spanid",
         "x-b3-traceid",
-        "x-request-id",
+        own_fields.REQUEST_ID_FIELD,
     }
 )
 
@@ -214,6 +215,10 @@ def read_trailers(fields: Sequence[Field], *, underscores: bool) -> Fields:
     return permitted_trailers(trailers)
 
 
+# What is remembered of names, which a peer chooses, is bounded by this: no honest one is so long.
+MOST_NAME_BYTES = 256
+
+
 @lru_cache(maxsize=2048)
 def _name_of_request(name: bytes) -> str:
     if not _name.fullmatch(name):
@@ -252,6 +257,8 @@ def _number(length: str, status: int) -> int:
 
 
 def _check_size(fields: Sequence[Field], status: int) -> None:
+    if any(len(field[0]) > MOST_NAME_BYTES for field in fields):
+        raise HttpError(status, f"cannot take a name of a field over {MOST_NAME_BYTES} bytes")
     size = sum([len(name) + len(value) for name, value in fields])
     if size + _FIELD_OVERHEAD_BYTES * len(fields) > HEAD_LIMIT_BYTES:
         raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")

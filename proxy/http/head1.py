@@ -3,6 +3,10 @@
 Where two parsers can differ about a message, one request can be hidden in another (RFC 9112 11.2).
 So there is one reading of a head or none: no leniency of RFC 9112 is taken up (2.2, 2.3, 5.2, 6.3),
 and nothing is passed on as it came: what was understood is written anew.
+
+Lines that come again and again are not read again (`KnownLines`). What a head means, or that it is
+refused and with what status, does not depend on which are known: only, where several things are
+wrong with it, which of them is named.
 """
 
 import re
@@ -11,6 +15,7 @@ from http import HTTPStatus
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
+from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -18,6 +23,7 @@ __all__ = [
     "FIELD_LIMIT",
     "HEAD_LIMIT_BYTES",
     "find_head",
+    "forget_lines",
     "parse_fields",
     "parse_request",
     "parse_response",
@@ -29,6 +35,12 @@ __all__ = [
 # Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses.
 HEAD_LIMIT_BYTES = 60 * 1024
 FIELD_LIMIT = 100
+
+# So many lines of one head are looked up among those that are known, and so many are read by
+# themselves that are not: that costs more than to read them together. Few honest senders have more,
+# and a flood must not become dearer.
+MOST_LOOKED_UP = 32
+MOST_READ_SINGLY = 4
 
 # What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
 CONNECTION_FIELDS = frozenset(
@@ -45,6 +57,9 @@ CONNECTION_FIELDS = frozenset(
 )
 # What is an attribute of a request, or may have to go.
 _REQUEST_FIELDS = CONNECTION_FIELDS | {"expect", "host"}
+
+# What is not kept longer than the request it came with (RFC 7541 7.1.3).
+_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
 
 # Naming one of these in Connection would take from a message what others decide by.
 _INDISPENSABLE = frozenset(
@@ -69,6 +84,10 @@ _INDISPENSABLE = frozenset(
     }
 )
 
+_NO_OPTIONS: Set[str] = frozenset()
+# What Connection names of what is never in the fields.
+_OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
+
 # After these the connection could carry requests that no rule is asked about.
 _PROTOCOLS_OF_REQUESTS = frozenset({"h2", "h2c", "http", "tls"})
 
@@ -84,15 +103,13 @@ _TCHAR = _TCHAR_BUT_UNDERSCORE + "_"
 _VALUE = r"[\t -~\x80-\xff]*+"
 
 _token = re.compile(rf"[{_TCHAR}]+")
-_request_line = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]++) ([!-~]++) HTTP/1\.([01])\r\n")
-_status_line = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?+\r\n")
-_request_field = re.compile(rf"^([{_TCHAR_BUT_UNDERSCORE}]++):[ \t]*+({_VALUE})\r\n", re.MULTILINE)
-_response_field = re.compile(rf"^([{_TCHAR}]++):[ \t]*+({_VALUE})\r\n", re.MULTILINE)
+_request_line = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]++) ([!-~]++) HTTP/1\.([01])")
+_status_line = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?+")
 _length = re.compile(r"[0-9]{1,18}")
 _protocol = re.compile(rf"([{_TCHAR}]+)(?:/[{_TCHAR}]+)?")
 
 _bare_lf = re.compile(rb"(?<!\r)\n")
-_any_version = re.compile(r"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
+_any_version = re.compile(r"[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]")
 
 
 # Reading.
@@ -136,74 +153,53 @@ def parse_request(head: bytes | bytearray) -> Request:
     Raises HttpError: 400, 405 (CONNECT), 417, 431, 501 or 505.
     """
     text = str(head, "latin-1")
-    line = _request_line.match(text)
-    if not line:
-        raise _no_request_line(text)
-    method, target, minor = line.groups()
-    if method == "CONNECT":
-        raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
-    named, path, query = split_target(target)
-    if path == "*" and method != "OPTIONS":
-        raise HttpError(400, "cannot take the target *: only OPTIONS has it")
-
-    fields: Fields = []
-    special: dict[str, str] = {}
-    for pair in parse_fields(text, line.end()):
-        name = pair[0].lower()
-        if name not in _REQUEST_FIELDS:
-            fields.append(pair)
-        elif name not in special:
-            special[name] = pair[1]
-        else:
-            special[name] = _joined(name, special[name], pair[1], 400)
-
+    lines = text.split("\r\n", MOST_LOOKED_UP)
+    line = lines[0]
+    method, named, path, query, minor = _request_lines.get(line) or _read_request_line(line)
+    fields, special = _requests.parse(text, lines)
     host = special.pop("host", None)
     if host is not None:
-        comparable = normalise_authority(host)
-        if named and normalise_authority(named) != comparable:
+        if named and normalise_authority(named) != host.comparable:
             raise HttpError(400, "cannot take the request: Host is not that of the target")
-    elif minor == "1":
+    elif minor:
         raise HttpError(400, "cannot take the request: it has no Host")
     request = Request(
         method=method,
         path=path,
         query=query,
-        authority=named if host is None else host,
+        authority=named if host is None else host.value,
         fields=fields,
+        keeps_alive=bool(minor),
+        minor_version=minor,
     )
-    if not special:
-        if minor == "0":
-            request.minor_version = 0
-            request.keeps_alive = False
-        return request
-    return _with_specials(request, special, minor)
+    if special:
+        _take_specials(request, special)
+    return request
 
 
-def _with_specials(request: Request, special: dict[str, str], minor: str) -> Request:
+def _take_specials(request: Request, special: "dict[str, _Special]") -> None:
     """Finish a request that says something of its connection or its body."""
+    minor = request.minor_version
     request.framing, length = _framing(special, minor, 400)
     if length is not None:
         request.length = length
         if not length:
             request.framing = NO_BODY
     options = _options(special, request.fields, 400)
-    if minor == "0":
-        request.minor_version = 0
-        request.keeps_alive = "keep-alive" in options and "close" not in options
-        return request
-    request.keeps_alive = "close" not in options
+    request.keeps_alive = "close" not in options and (minor == 1 or "keep-alive" in options)
+    if not minor:
+        return
     # Behind a body there is none: parsers differ about whose those bytes would be.
-    if "upgrade" in special and request.framing is Framing.NONE:
-        request.upgrade = _upgrade(special["upgrade"], options, 400)
-    if "te" in special and _takes_trailers(special["te"]):
+    if "upgrade" in special and request.framing is NO_BODY:
+        request.upgrade = _upgrade(special["upgrade"].value, options, 400)
+    if "te" in special and _takes_trailers(special["te"].value):
         request.fields.append(("TE", "trailers"))
     if "expect" in special:
-        if special["expect"].lower() != "100-continue":
+        if special["expect"].value.lower() != "100-continue":
             raise HttpError(417, "cannot take the request: it expects more than 100-continue")
         if request.framing is not NO_BODY:
             request.expects_continue = True
             request.fields.append(("Expect", "100-continue"))
-    return request
 
 
 def parse_response(head: bytes | bytearray, method: str) -> Response:
@@ -213,34 +209,26 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
     (RFC 9112 6.3); 1xx and 204 that say they had one are refused (RFC 9110 8.6).
     """
     text = str(head, "latin-1")
-    line = _status_line.match(text)
-    if not line:
-        raise HttpError(502, "cannot take the response: its first line is no status line")
-    minor, digits, reason = line.groups()
-    status = int(digits)
-
-    fields: Fields = []
-    special: dict[str, str] = {}
-    for pair in parse_fields(text, line.end(), of_response=True):
-        name = pair[0].lower()
-        if name not in CONNECTION_FIELDS:
-            fields.append(pair)
-        elif name not in special:
-            special[name] = pair[1]
-        else:
-            special[name] = _joined(name, special[name], pair[1], 502)
-
-    response = Response(status=status, fields=fields, reason=(reason or "").strip(" \t"))
-    framing, response.length = _framing(special, minor, 502)
+    lines = text.split("\r\n", MOST_LOOKED_UP)
+    line = lines[0]
+    minor, status, reason = _status_lines.get(line) or _read_status_line(line)
+    fields, special = _responses.parse(text, lines)
+    framing, length = _framing(special, minor, 502)
     options = _options(special, fields, 502)
-    response.keeps_alive = "close" not in options and (minor == "1" or "keep-alive" in options)
+    response = Response(
+        status=status,
+        fields=fields,
+        length=length,
+        reason=reason,
+        keeps_alive="close" not in options and (minor == 1 or "keep-alive" in options),
+    )
     if status in (101, 426) and "upgrade" in special:
-        response.upgrade = _upgrade(special["upgrade"], options, 502)
+        response.upgrade = _upgrade(special["upgrade"].value, options, 502)
     if status == 101 and not response.upgrade:
         raise HttpError(502, "cannot take the response: 101 without a protocol that may follow")
 
     if status < 200 or status == 204:
-        if framing is STREAMED or response.length:
+        if framing is STREAMED or length:
             raise HttpError(502, f"cannot take the response: a body was said to follow {status}")
         response.length = None
     elif method != "HEAD" and status != 304:
@@ -248,7 +236,7 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
             response.framing = STREAMED
             response.until_close = True
             response.keeps_alive = False
-        elif response.length != 0:
+        elif length != 0:
             response.framing = framing
     return response
 
@@ -258,48 +246,226 @@ def parse_fields(text: str, start: int, *, of_response: bool = False) -> Fields:
 
     Raises HttpError: 502 for a response, else 400 or 431.
     """
-    status = 502 if of_response else 400
-    pattern = _response_field if of_response else _request_field
-    count = text.count("\n", start) - 1
-    if count > FIELD_LIMIT:
-        raise HttpError(502 if of_response else 431, f"cannot take more than {FIELD_LIMIT} fields")
-    fields = pattern.findall(text, start)
-    # Each match is a whole line: where there are as many as lines but the empty one, all matched.
-    if len(fields) != count or not text.endswith("\r\n\r\n"):
-        raise _no_fields(text, start, pattern, status)
-    if " \r" not in text and "\t\r" not in text:
-        return fields
-    stripped = [(name, value.rstrip(" \t")) for name, value in fields]
-    for (name, value), (_, kept) in zip(fields, stripped, strict=True):
+    return (_responses if of_response else _requests).read(text, start)
+
+
+# Reading a line, which means the same in every head.
+
+
+def _read_request_line(line: str) -> tuple[str, str, str, str, int]:
+    """Return method, authority of the target, path, query and minor version."""
+    found = _request_line.fullmatch(line)
+    if not found:
+        raise _no_request_line(line)
+    method, target, minor = found.groups()
+    if method == "CONNECT":
+        raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
+    named, path, query = split_target(target)
+    if path == "*" and method != "OPTIONS":
+        raise HttpError(400, "cannot take the target *: only OPTIONS has it")
+    read = method, named, path, query, int(minor)
+    _request_lines.came(line, read)
+    return read
+
+
+def _read_status_line(line: str) -> tuple[int, int, str]:
+    """Return minor version, status and reason."""
+    found = _status_line.fullmatch(line)
+    if not found:
+        raise HttpError(502, "cannot take the response: its first line is no status line")
+    minor, status, reason = found.groups()
+    read = int(minor), int(status), (reason or "").strip(" \t")
+    _status_lines.came(line, read)
+    return read
+
+
+_request_lines: KnownLines[tuple[str, str, str, str, int]] = KnownLines()
+_status_lines: KnownLines[tuple[int, int, str]] = KnownLines()
+
+
+class _Special:
+    """A field that is not passed on as it is; with what it says, as far as one line says it."""
+
+    __slots__ = ("comparable", "length", "name", "options", "value")
+
+    def __init__(
+        self,
+        name: str,
+        value: str,
+        *,
+        comparable: str = "",
+        length: int | None = None,
+        options: Set[str] | None = None,
+    ) -> None:
+        self.name = name  # in small letters
+        self.value = value
+        self.comparable = comparable
+        self.length = length
+        self.options = options  # where Connection came in several lines, not understood yet
+
+
+def _special(name: str, value: str, status: int) -> _Special:
+    if name == "host":
+        return _Special(name, value, comparable=normalise_authority(value))
+    if name == "content-length":
+        return _Special(name, value, length=_read_length(value, status))
+    if name == "connection":
+        return _Special(name, value, options=_read_options(value, status))
+    return _Special(name, value)
+
+
+def _read_length(value: str, status: int) -> int:
+    if not _length.fullmatch(value):
+        raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
+    return int(value)
+
+
+def _read_options(value: str, status: int) -> Set[str]:
+    options = {option for member in value.lower().split(",") if (option := member.strip(" \t"))}
+    for option in options:
+        if not _token.fullmatch(option):
+            raise HttpError(status, "cannot take the head: Connection is no list of tokens")
+        if option in _INDISPENSABLE:
+            raise HttpError(status, f"cannot take the head: Connection names {option}")
+    return options
+
+
+class _FieldLines:
+    """The field lines of requests, or those of responses: a pair each, or what is special."""
+
+    __slots__ = ("_known", "_line", "_lines", "_special", "_status")
+
+    def __init__(self, name: str, special: Set[str], status: int) -> None:
+        self._line = re.compile(rf"([{name}]++):[ \t]*+({_VALUE})")
+        self._lines = re.compile(rf"^([{name}]++):[ \t]*+({_VALUE})\r\n", re.MULTILINE)
+        self._special = special
+        self._status = status  # of a refusal
+        self._known: KnownLines[tuple[str, str] | _Special] = KnownLines()
+
+    def parse(self, text: str, lines: list[str]) -> tuple[Fields, dict[str, _Special]]:
+        """Return the fields of a head that are passed on, and the special ones by their names.
+
+        `lines` are those of `text` from the first one on, as far as they are looked up.
+        """
+        fields: Fields = []
+        special: dict[str, _Special] = {}
+        if len(lines) > MOST_LOOKED_UP or len(text) > MOST_LOOKED_UP * LINE_LIMIT:
+            self._parse_rest(text, lines[:1], fields, special)
+            return fields, special
+        if len(lines) < 3 or lines[-1] or lines[-2]:
+            raise HttpError(self._status, _NO_END)
+        get = self._known.get
+        unknown = 0
+        for at, line in enumerate(lines[1:-2], 1):
+            field = get(line)
+            if field is None:
+                unknown += 1
+                if unknown > MOST_READ_SINGLY:
+                    self._parse_rest(text, lines[:at], fields, special)
+                    break
+                field = self._read_line(line)
+            if isinstance(field, tuple):
+                fields.append(field)
+            elif field.name not in special:
+                special[field.name] = field
+            else:
+                special[field.name] = self._joined(special[field.name], field)
+        return fields, special
+
+    def _parse_rest(
+        self, text: str, before: list[str], fields: Fields, special: dict[str, _Special]
+    ) -> None:
+        """Add what stands behind the lines `before`, without looking up or keeping any."""
+        start = sum(map(len, before)) + 2 * len(before)
+        for pair in self.read(text, start):
+            name = pair[0].lower()
+            if name not in self._special:
+                fields.append(pair)
+                continue
+            field = _special(name, pair[1], self._status)
+            special[name] = self._joined(special[name], field) if name in special else field
+
+    def _read_line(self, line: str) -> tuple[str, str] | _Special:
+        found = self._line.fullmatch(line)
+        if not found:
+            raise HttpError(self._status, f"cannot take the head: {_why_no_field(line)}")
+        name, value = found.groups()
+        if line[-1] in " \t":
+            value = self._stripped(name, value)
+        lower = name.lower()
+        if lower in _SECRETS:
+            return name, value
+        field = _special(lower, value, self._status) if lower in self._special else (name, value)
+        self._known.came(line, field)
+        return field
+
+    def read(self, text: str, start: int) -> Fields:
+        """Return all field lines from `start` on, to the empty line that must end `text`."""
+        count = text.count("\n", start) - 1
+        if count > FIELD_LIMIT:
+            status = 431 if self._status == 400 else self._status
+            raise HttpError(status, f"cannot take more than {FIELD_LIMIT} fields")
+        fields = self._lines.findall(text, start)
+        # Each match is a whole line: where there are as many as lines but the empty one, all are.
+        if len(fields) != count or not text.endswith("\r\n\r\n"):
+            raise self._no_fields(text[start:])
+        if " \r" not in text and "\t\r" not in text:
+            return fields
+        return [(name, self._stripped(name, value)) for name, value in fields]
+
+    def forget(self) -> None:
+        """Know no line any more."""
+        self._known.forget()
+
+    def _stripped(self, name: str, value: str) -> str:
+        """Return a value without the white space behind it."""
+        stripped = value.rstrip(" \t")
         # llhttp, which Node has, does not take `chunked` with a tab behind it for `chunked`.
-        if kept != value and name.lower() in ("content-length", "transfer-encoding"):
-            raise HttpError(status, f"cannot take the head: white space is behind {name}")
-    return stripped
+        if stripped != value and name.lower() in ("content-length", "transfer-encoding"):
+            raise HttpError(self._status, f"cannot take the head: white space is behind {name}")
+        return stripped
+
+    def _joined(self, first: _Special, second: _Special) -> _Special:
+        """Return two lines as one (RFC 9110 5.3), where there may be two."""
+        name = first.name
+        if name in ("content-length", "expect", "host", "transfer-encoding"):
+            raise HttpError(self._status, f"cannot take the head: it has two {name} fields")
+        return _Special(name, f"{first.value},{second.value}")
+
+    def _no_fields(self, text: str) -> HttpError:
+        for line in text.removesuffix("\r\n\r\n").split("\r\n"):
+            if not self._line.fullmatch(line):
+                return HttpError(self._status, f"cannot take the head: {_why_no_field(line)}")
+        return HttpError(self._status, _NO_END)
 
 
-def _joined(name: str, first: str, second: str, status: int) -> str:
-    """Return the values of two lines as one (RFC 9110 5.3), where there may be two."""
-    if name in ("content-length", "expect", "host", "transfer-encoding"):
-        raise HttpError(status, f"cannot take the head: it has two {name} fields")
-    return f"{first},{second}"
+_requests = _FieldLines(_TCHAR_BUT_UNDERSCORE, _REQUEST_FIELDS, 400)
+_responses = _FieldLines(_TCHAR, CONNECTION_FIELDS, 502)
 
 
-def _framing(special: dict[str, str], minor: str, status: int) -> tuple[Framing, int | None]:
+def forget_lines() -> None:
+    """Know no line any more: heads are then read as by a process that has just started."""
+    _request_lines.forget()
+    _status_lines.forget()
+    _requests.forget()
+    _responses.forget()
+
+
+# What the special fields say together.
+
+
+def _framing(special: dict[str, _Special], minor: int, status: int) -> tuple[Framing, int | None]:
     """Return how the body is framed, and its length if it is said (RFC 9112 6)."""
     length, coding = special.get("content-length"), special.get("transfer-encoding")
     if coding is not None:
-        if minor == "0":
+        if not minor:
             raise HttpError(status, "cannot take the head: Transfer-Encoding on HTTP/1.0")
         if length is not None:
             raise HttpError(status, "cannot take the head: Content-Length and Transfer-Encoding")
-        if coding.lower() != "chunked":
-            raise _no_coding(coding, status)
+        if coding.value.lower() != "chunked":
+            raise _no_coding(coding.value, status)
         return STREAMED, None
-    if length is None:
-        return NO_BODY, None
-    if not _length.fullmatch(length):
-        raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
-    return COUNTED, int(length)
+    return (NO_BODY, None) if length is None else (COUNTED, length.length)
 
 
 def _no_coding(coding: str, status: int) -> HttpError:
@@ -309,32 +475,17 @@ def _no_coding(coding: str, status: int) -> HttpError:
     return HttpError(status, "cannot take the head: Transfer-Encoding is not chunked")
 
 
-def _options(special: dict[str, str], fields: Fields, status: int) -> Set[str]:
+def _options(special: dict[str, _Special], fields: Fields, status: int) -> Set[str]:
     """Return the options of Connection, and take the fields out that they name."""
-    said = special.get("connection")
-    if said is None:
+    connection = special.get("connection")
+    if connection is None:
         return _NO_OPTIONS
-    if (usual := _USUAL_OPTIONS.get(said)) is not None:
-        return usual
-    options = {option for member in said.lower().split(",") if (option := member.strip(" \t"))}
-    if options <= _OPTIONS:
-        return options
-    for option in options:
-        if not _token.fullmatch(option):
-            raise HttpError(status, "cannot take the head: Connection is no list of tokens")
-        if option in _INDISPENSABLE:
-            raise HttpError(status, f"cannot take the head: Connection names {option}")
-    fields[:] = [pair for pair in fields if pair[0].lower() not in options]
+    options = connection.options
+    if options is None:
+        options = _read_options(connection.value, status)
+    if not options <= _OPTIONS:
+        fields[:] = [pair for pair in fields if pair[0].lower() not in options]
     return options
-
-
-_NO_OPTIONS: Set[str] = frozenset()
-_USUAL_OPTIONS: dict[str, Set[str]] = {
-    said: frozenset({said.lower()}) for said in ("close", "keep-alive", "Keep-Alive")
-}
-
-# What Connection names of what is never in the fields.
-_OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
 
 
 def _upgrade(said: str, options: Set[str], status: int) -> str:
@@ -360,9 +511,9 @@ def _takes_trailers(te: str) -> bool:
 # What is wrong, for whoever reads the answer: found only when it is known that something is.
 
 
-def _no_request_line(text: str) -> HttpError:
-    if _any_version.match(text):
-        method, _, version = text.partition("\r\n")[0].split(" ")
+def _no_request_line(line: str) -> HttpError:
+    if _any_version.fullmatch(line):
+        method, _, version = line.split(" ")
         if version not in ("HTTP/1.0", "HTTP/1.1"):
             return HttpError(505, "cannot take the request: its version is not HTTP/1.0 or 1.1")
         if method != method.upper() and _token.fullmatch(method):
@@ -370,27 +521,24 @@ def _no_request_line(text: str) -> HttpError:
     return HttpError(400, "cannot take the request: its first line is no request line")
 
 
-def _no_fields(text: str, start: int, pattern: re.Pattern[str], status: int) -> HttpError:
-    at = start
-    while found := pattern.match(text, at):
-        at = found.end()
-    line = text[at:].partition("\n")[0]
+_NO_END = "cannot take the head: it does not end with an empty line"
+
+
+def _why_no_field(line: str) -> str:
     name, colon, _ = line.partition(":")
-    if not line.endswith("\r") or "\r" in line[:-1]:
-        why = "a line does not end in CRLF"
-    elif line[:1] in (" ", "\t"):
-        why = "a line is folded, or begins with white space"
-    elif not colon:
-        why = "a line has no colon"
-    elif name != name.rstrip(" \t"):
-        why = "white space is before a colon"
-    elif "_" in name and _token.fullmatch(name):
-        why = "an underscore is in the name of a field; some apps take it for a hyphen"
-    elif not _token.fullmatch(name):
-        why = "the name of a field is no token"
-    else:
-        why = "a control character is in a value"
-    return HttpError(status, f"cannot take the head: {why}")
+    if "\r" in line or "\n" in line:
+        return "a line does not end in CRLF"
+    if line[:1] in (" ", "\t"):
+        return "a line is folded, or begins with white space"
+    if not colon:
+        return "a line has no colon"
+    if name != name.rstrip(" \t"):
+        return "white space is before a colon"
+    if "_" in name and _token.fullmatch(name):
+        return "an underscore is in the name of a field; some apps take it for a hyphen"
+    if not _token.fullmatch(name):
+        return "the name of a field is no token"
+    return "a control character is in a value"
 
 
 # Writing.
@@ -422,8 +570,9 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         lines.append(f"Upgrade: {request.upgrade}")
     elif takes_trailers:
         lines.append("Connection: TE")
-    # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3).
-    if not _request_line.fullmatch(f"{start}\r\n"):
+    # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3); a line
+    # that is known has.
+    if start not in _request_lines and not _request_line.fullmatch(start):
         raise HttpError(400, "cannot write the request: its method or target is none of HTTP/1.1")
     return _head(lines, 400)
 
@@ -456,15 +605,17 @@ def write_fields(fields: Fields) -> bytes:
     return _head([*map(_field_line, fields)], 502)[:-2] if fields else b""
 
 
+_END = ("", "")
 _field_line = ": ".join
 _TE_TRAILERS = ("TE", "trailers")
 _TE_TRAILERS_OF_HTTP2 = ("te", "trailers")
 
 
 def _head(lines: list[str], status: int) -> bytes:
-    text = "\r\n".join([*lines, "", ""])
-    # Over HTTP/2 these can be within a value; here it would be two (RFC 9113 10.3).
     count = len(lines) + 1
+    lines += _END
+    text = "\r\n".join(lines)
+    # Over HTTP/2 these can be within a value; here it would be two (RFC 9113 10.3).
     if text.count("\n") != count or text.count("\r") != count or "\0" in text:
         raise HttpError(status, "cannot write the head: CR, LF or NUL is in it")
     return text.encode("latin-1")

@@ -5,8 +5,9 @@ connection only is not in them: it was understood and dropped (RFC 9110 7.6.1), 
 here (`authority`, `length`, `upgrade`). Text is Latin-1, a character for a byte.
 """
 
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+import msgspec
 
 __all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response"]
 
@@ -26,8 +27,7 @@ class Framing(Enum):
 NO_BODY, COUNTED, STREAMED = Framing
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """The head of a request; `path` is normalised, `query` is empty or begins with `?`.
 
     `authority` is the host as it was sent, `upgrade` what HTTP/1.1's Upgrade asked for.
@@ -38,7 +38,7 @@ class Request:
     path: str
     query: str
     authority: str
-    fields: Fields = field(default_factory=list)
+    fields: Fields = msgspec.field(default_factory=list)
     framing: Framing = NO_BODY
     length: int = 0
     upgrade: str = ""
@@ -47,8 +47,7 @@ class Request:
     minor_version: int = 1  # of HTTP/1; HTTP/2 can do all that 1.1 can
 
 
-@dataclass(slots=True, eq=False)
-class Response:
+class Response(msgspec.Struct, eq=False):
     """The head of a response, interim (1xx) or final.
 
     `length` is what Content-Length said, also where no body follows (HEAD, 304). `until_close`
@@ -56,7 +55,7 @@ class Response:
     """
 
     status: int
-    fields: Fields = field(default_factory=list)
+    fields: Fields = msgspec.field(default_factory=list)
     framing: Framing = NO_BODY
     length: int | None = None
     reason: str = ""

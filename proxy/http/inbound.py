@@ -13,13 +13,14 @@ from random import Random
 from meshrun.proxy import callee, dial, sockets, tasks
 from meshrun.proxy.caller import Caller
 from meshrun.proxy.gate import Call, Gate
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure, Server
-from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_failure
-from meshrun.proxy.http.retries import IDEMPOTENT, may_retry
+from meshrun.proxy.http.relay import Relay, record, record_of_none
+from meshrun.proxy.http.retries import may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import IdleWatch
@@ -29,13 +30,6 @@ from meshrun.proxy.poller import Poller
 from meshrun.proxy.reports import Report
 
 __all__ = ["HttpInbound"]
-
-# What tells the app who calls: never what a caller says of itself. Envoy's name, and ours.
-CERTIFICATE_HEADER = "X-Forwarded-Client-Cert"
-IDENTITY_HEADER = "X-Mesh-Client-Id"
-
-_OURS = frozenset({CERTIFICATE_HEADER.lower(), IDENTITY_HEADER.lower()})
-_REQUEST_ID = REQUEST_ID.lower()
 
 # Envoy's idle_timeout of connections.
 CONNECTION_IDLE_S = 3600.0
@@ -55,7 +49,7 @@ class HttpInbound:
         report: Callable[[Report], None],
         rng: Random,
     ) -> None:
-        self.request_ids = RequestIds(rng)
+        self.request_ids = own_fields.RequestIds(rng)
         self.poller = poller
         self.gate = gate
         self.ledger = ledger
@@ -108,12 +102,9 @@ class _Connection:
         self.caller = caller
         self.server: Server | None = None
         self._call = call
-        own = inbound.gate.snapshot.identity
-        certificate = f"By={own};Hash={caller.fingerprint};URI={caller.identity}"
-        self._identity: Fields = [
-            (CERTIFICATE_HEADER, certificate),
-            (IDENTITY_HEADER, caller.identity),
-        ]
+        self.identity: Fields = own_fields.identity_of(
+            caller.identity, caller.fingerprint, told_by=inbound.gate.snapshot.identity
+        )
         self.grpc = inbound.protocol == "grpc"
         self.multiplexed = inbound.protocol in ("http2", "grpc")
         self._idle: list[Http1Client] = []
@@ -144,12 +135,25 @@ class _Connection:
         exchange.begin()
         return exchange
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         """What came is no request."""
         caller = self.caller
-        self.inbound.report(Denied(kind="peer", source=caller.service, reason=reason))
+        self.inbound.report(Denied(kind="request", source=caller.service, reason=reason))
+        if begun:
+            return
         ledger, service = self.inbound.ledger, self.inbound.gate.snapshot.service
         ledger.exchanged(caller.service, service, status, 0.0, 0, 0)
+        if ledger.recording:
+            ledger.record(
+                record_of_none(
+                    status,
+                    reason,
+                    source=caller.service,
+                    identity=caller.identity,
+                    destination=service,
+                    multiplexed=self.multiplexed,
+                )
+            )
 
     def closed(self) -> None:
         """The connection is over, and those to the app with it."""
@@ -194,11 +198,12 @@ class _Connection:
             return next((client for client in self._clients2 if client.capacity), None)
         if fresh:
             return None
+        with_body = request.framing is not NO_BODY
         while self._idle:
             client = self._idle.pop()
             # What may not be sent twice does not go where the app has just hung up: on the loopback
             # that shows at once. Else to look would cost each request a system call.
-            if request.method in IDEMPOTENT or not client.stale:
+            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not client.stale:
                 return client
             client.close()
         return None
@@ -252,26 +257,6 @@ class _Connection:
         client1.start()
         return client1
 
-    def prepare(self, request: Request) -> Fields:
-        """Return what is added for the app, and take from `request` what only looks like it."""
-        has_id = False
-        forged = False
-        for name, _ in request.fields:
-            lower = name.lower()
-            if lower == _REQUEST_ID:
-                has_id = True
-            elif lower in _OURS or ("_" in lower and lower.replace("_", "-") in _OURS):
-                forged = True
-        if forged:
-            request.fields = [
-                (name, value)
-                for name, value in request.fields
-                if name.lower().replace("_", "-") not in _OURS
-            ]
-        if not has_id:
-            request.fields.append((REQUEST_ID, self.inbound.request_ids.new()))
-        return self._identity
-
     def _lost(self, client: Http1Client) -> None:
         self._clients1.discard(client)
         if client in self._idle:
@@ -295,7 +280,6 @@ class _Exchange(Relay):
         "_connection",
         "_denied",
         "_dialling",
-        "_extra",
         "_failure",
     )
 
@@ -306,7 +290,6 @@ class _Exchange(Relay):
         self._call: Call | None = None
         self._client: Http1Client | Http2Client | None = None
         self._dialling: asyncio.Task[None] | None = None
-        self._extra: Fields = []
         self._again = False
         self._denied = False
         self._failure = ""
@@ -325,8 +308,9 @@ class _Exchange(Relay):
             self._deny()
             connection.retire()
             return
-        self._extra = connection.prepare(self.request)
-        self._call = inbound.gate.judge(caller, self.request, self._forbidden)
+        request = self.request
+        request.fields = own_fields.for_app(request.fields, inbound.request_ids)
+        self._call = inbound.gate.judge(caller, request, self._forbidden)
         if self._call is None:
             self._deny()
         else:
@@ -336,7 +320,7 @@ class _Exchange(Relay):
         """Send the request over `client`."""
         self._client = client
         self._dialling = None
-        self.connect(client.request(self.request, self, self._extra))
+        self.connect(client.request(self.request, self, self._connection.identity))
 
     def wait(self, dialling: Coroutine[object, object, None]) -> None:
         """Wait for the app to listen."""
@@ -351,7 +335,7 @@ class _Exchange(Relay):
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
         if head.status == 503 or self.grpc:
-            take_failure(head)  # what only this sidecar may say
+            own_fields.take_failure(head)  # what only this sidecar may say
         super().response_head(head)
 
     def response_failed(self, failure: Failure, reason: str) -> None:

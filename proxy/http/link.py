@@ -29,6 +29,9 @@ EARLY_PIECE_BYTES = MOST_EARLY_BYTES // 2
 # Envoy's delayed_close_timeout: how long a peer may still send after its last answer.
 LINGER_S = 1.0
 
+# How long a peer may take nothing of what was written before the link was closed.
+STALLED_S = 60.0
+
 # What is kept without a word before there is a carrier.
 PATIENT_BYTES = EARLY_PIECE_BYTES
 
@@ -123,12 +126,14 @@ class SocketLink:
         "_closing",
         "_ended",
         "_ending",
+        "_left",
         "_listening",
         "_owner",
         "_poller",
         "_recv_into",
         "_send",
         "_sock",
+        "_stalled_s",
         "_timer",
         "_unsent",
         "_unwritable",
@@ -146,6 +151,8 @@ class SocketLink:
         self._ended = False  # by the other side
         self._ending = False  # by this one, behind what is unsent
         self._closing = False
+        self._left = 0  # of what was written, when it was looked at last
+        self._stalled_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, owner: LinkOwner) -> None:
@@ -204,6 +211,7 @@ class SocketLink:
             self._release()
         else:
             _lingering.add(self)
+            self._left = len(self._unsent) + sockets.unsent_bytes(self._sock)
             self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
             self._watch()
 
@@ -310,7 +318,17 @@ class SocketLink:
 
     def _linger_over(self) -> None:
         self._timer = None
-        self.reset()
+        left = len(self._unsent) + sockets.unsent_bytes(self._sock)
+        self._stalled_s = 0.0 if left < self._left else self._stalled_s + LINGER_S
+        if left and self._stalled_s < STALLED_S:
+            # Whoever reads slowly shall have all of it.
+            self._left = left
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
+        elif left or not self._left:
+            self.reset()
+        else:
+            self._left = 0
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
 
     def _break(self, reason: str) -> None:
         owner = self._owner
@@ -421,7 +439,7 @@ class StreamLink:
         self.end()
         if self._carrier is not _GONE:
             _lingering.add(self)
-            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.reset)
+            self._timer = asyncio.get_running_loop().call_later(STALLED_S, self._linger_over)
 
     def reset(self) -> None:
         """Close so that the other side sees a reset."""
@@ -469,7 +487,8 @@ class StreamLink:
 
     def deliver(self, data: memoryview) -> None:
         """Hand on what the peer sent."""
-        self._moved = monotonic()
+        if self._owner is not _NOBODY:  # else it may go on for as long as it likes
+            self._moved = monotonic()
         self._owner.received(data)
 
     def peer_ended(self) -> None:
@@ -509,6 +528,14 @@ class StreamLink:
         self._carrier = _NO_CARRIER
         self._taken = False
         self._said_end = False
+
+    def _linger_over(self) -> None:
+        # The peer ends its side when it has all; until then something may still move.
+        wait_s = STALLED_S - self.idle_s()
+        if wait_s > 0.0:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._linger_over)
+        else:
+            self.reset()
 
     def _tell(self, reason: str) -> None:
         owner = self._owner

@@ -15,13 +15,14 @@ from meshrun.proxy.balance import Balancer
 from meshrun.proxy.connector import Connection
 from meshrun.proxy.direct import Direct
 from meshrun.proxy.framing import Refusal
+from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import SocketLink, StreamLink
-from meshrun.proxy.http.relay import REQUEST_ID, Relay, RequestIds, record, take_failure
+from meshrun.proxy.http.relay import Relay, record, record_of_none
 from meshrun.proxy.http.retries import Budget, back_off_s, may_retry
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
@@ -48,8 +49,6 @@ CONNECTION_IDLE_S = 3600.0
 # hands for ever.
 MOST_IDLE_LINES = 1024
 
-_REQUEST_ID = REQUEST_ID.lower()
-
 
 class HttpOutbound:
     """Brings the requests of the app to the instances of one upstream."""
@@ -66,7 +65,7 @@ class HttpOutbound:
     ) -> None:
         self.source = source
         self.rng = rng
-        self.request_ids = RequestIds(rng)
+        self.request_ids = own_fields.RequestIds(rng)
         self.ledger = ledger
         self.upstream = upstream
         self.budget = Budget()
@@ -195,9 +194,26 @@ class _Connection:
         exchange.begin()
         return exchange
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         """What the app sent is no request."""
-        self._outbound.failed(f"what the app sent is no request that is taken ({status}): {reason}")
+        outbound = self._outbound
+        outbound.failed(f"what the app sent is no request that is taken ({status}): {reason}")
+        if begun:
+            return
+        source, destination = outbound.source.service or "", outbound.upstream.service
+        outbound.ledger.exchanged(source, destination, status, 0.0, 0, 0, "source")
+        if outbound.ledger.recording:
+            outbound.ledger.record(
+                record_of_none(
+                    status,
+                    reason,
+                    source=source,
+                    identity=str(outbound.source),
+                    destination=destination,
+                    multiplexed=outbound.multiplexed,
+                    reporter="source",
+                )
+            )
 
     def closed(self) -> None:
         """The connection is over."""
@@ -245,8 +261,7 @@ class _Exchange(Relay):
                 *(field for field in request.fields if field[0].lower() not in dropped),
                 *settings.set_headers,
             ]
-        if not any(name.lower() == _REQUEST_ID for name, _ in request.fields):
-            request.fields.append((REQUEST_ID, self._outbound.request_ids.new()))
+        own_fields.add_request_id(request.fields, self._outbound.request_ids)
         if not request.authority:  # only HTTP/1.0 may leave it out
             request.authority = self._outbound.upstream.name
         self._outbound.begin(self)
@@ -271,9 +286,14 @@ class _Exchange(Relay):
         task.add_done_callback(self._waited)
 
     def fail(self, status: int, text: str) -> None:
-        """Answer for an instance that cannot."""
-        self._failure = text
+        """Answer for an instance that cannot, or break off what it has begun to answer."""
+        if not self.status:
+            self._failure = text
         self.answer(status, text)
+
+    def reset(self, reason: str) -> None:
+        """Give up a request on which nothing moves."""
+        self.fail(504, "nothing moved for too long")
 
     def late(self) -> None:
         """The time for an answer is over."""
@@ -295,10 +315,16 @@ class _Exchange(Relay):
         if not self.status:
             self._outbound.deadlines.begin(self)
 
+    def request_aborted(self, reason: str, status: int = 0) -> None:
+        """Whoever asked is gone, or was told `status` by this side."""
+        if status:
+            self._failure = reason
+        super().request_aborted(reason, status)
+
     def response_head(self, head: Response) -> None:
         """Pass a head on, unless it is a sidecar's for an app that gave no answer."""
         # Such an answer has the status 200 in gRPC, as all have.
-        failure = take_failure(head) if head.status == 503 or self.grpc else None
+        failure = own_fields.take_failure(head) if head.status == 503 or self.grpc else None
         if failure is not None:
             if self.line is not None:
                 self.line.failed()
@@ -320,7 +346,8 @@ class _Exchange(Relay):
             return
         self._leave_line()
         self._outbound.failed(reason)
-        self._failure = reason
+        if not self.status:
+            self._failure = reason
         super().response_failed(failure, reason)
 
     def over(self, reason: str) -> None:
@@ -337,7 +364,7 @@ class _Exchange(Relay):
             outbound.budget.give_back()
         never_sent = self.line is None
         self._leave_line()
-        # What has come to an instance is counted there.
+        # What an instance has got is counted there, but for what was answered here.
         if self._failure or (never_sent and not self.status):
             self._tell(self._failure or reason)
 

@@ -1,49 +1,15 @@
 """An exchange that passes on what comes, and keeps what comes before there is an upstream."""
 
 import time
-from random import Random
 from time import monotonic
 from typing import ClassVar
 
-from meshrun.proxy.http import answers
+from meshrun.proxy.http import answers, own_fields
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["REQUEST_ID", "Relay", "RequestIds", "record", "take_failure"]
-
-REQUEST_ID = "X-Request-Id"
-
-# Said by the sidecar in front of an app to that of the caller: the request may be sent elsewhere.
-_FAILURE = "x-meshrun-failure"
-_SAID = {Failure.UNSENT: "unsent", Failure.SILENT: "silent"}
-
-
-def take_failure(head: Response) -> Failure | None:
-    """Return how the request failed at the app, if `head` says that; take it out."""
-    found = [value for name, value in head.fields if name.lower() == _FAILURE]
-    if not found:
-        return None
-    head.fields = [field for field in head.fields if field[0].lower() != _FAILURE]
-    return next((failure for failure, said in _SAID.items() if found == [said]), None)
-
-
-class RequestIds:
-    """Makes identifiers in the form of random UUIDs (RFC 9562 5.4); they guard nothing.
-
-    Random is where the count begins, and what stands before it: to make each anew would cost more
-    than to parse a small request.
-    """
-
-    def __init__(self, rng: Random) -> None:
-        digits = f"{rng.getrandbits(72):018x}"
-        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-"
-        self._next = rng.getrandbits(48)
-
-    def new(self) -> str:
-        """Return another one."""
-        self._next = (self._next + 1) & 0xFFFFFFFFFFFF
-        return f"{self._prefix}{self._next:012x}"
+__all__ = ["Relay", "record", "record_of_none"]
 
 
 class Relay:
@@ -92,10 +58,6 @@ class Relay:
         """Return how long nothing moved."""
         return monotonic() - self._moved
 
-    def reset(self, reason: str) -> None:
-        """Give up, with an answer if there is none yet."""
-        self.answer(504, "nothing moved for too long")
-
     def connect(self, upstream: Upstream) -> None:
         """Relay to `upstream`, which has had the head, from now on."""
         self._upstream = upstream
@@ -124,8 +86,8 @@ class Relay:
         head, body = answers.answer(status, text, grpc=self.grpc)
         if self.request.method == "HEAD":
             body = b""
-        if self.tells_failures and failure in _SAID:
-            head.fields.append((_FAILURE, _SAID[failure]))
+        if self.tells_failures:
+            own_fields.add_failure(head, failure)
         self._answered = True
         self.status = status
         downstream = self.downstream
@@ -182,9 +144,10 @@ class Relay:
         if self.status == 101 and self._answered:
             self._finish("")
 
-    def request_aborted(self, reason: str) -> None:
-        """Whoever asked is gone."""
+    def request_aborted(self, reason: str, status: int = 0) -> None:
+        """Whoever asked is gone, or was told `status`."""
         self._answered = True
+        self.status = self.status or status
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(reason)
@@ -242,10 +205,12 @@ class Relay:
 
     def hold_request(self) -> None:
         """The upstream takes no more for now."""
+        self._held = True
         self.downstream.hold()
 
     def resume_request(self) -> None:
         """It takes more again."""
+        self._held = False
         self.downstream.resume()
 
     def flush_response(self) -> None:
@@ -268,7 +233,7 @@ def record(
 ) -> Record:
     """Return what is told of an exchange that is over."""
     request = relay.request
-    told = {name.lower(): value for name, value in request.fields}
+    agents = [value for name, value in request.fields if name.lower() == "user-agent"]
     return Record(
         at=time.time() - duration_s,
         kind="request",
@@ -283,10 +248,35 @@ def record(
         status=relay.status,
         received_bytes=relay.received_bytes,
         sent_bytes=relay.sent_bytes,
-        request_id=told.get(REQUEST_ID.lower(), ""),
+        request_id=own_fields.request_id(request.fields) or "",
         authority=request.authority,
-        user_agent=told.get("user-agent", ""),
+        user_agent=agents[0] if agents else "",
         denied=denied,
         dry_run=dry_run,
+        failure=failure,
+    )
+
+
+def record_of_none(
+    status: int,
+    failure: str,
+    *,
+    source: str,
+    identity: str,
+    destination: str,
+    multiplexed: bool,
+    reporter: Reporter = "destination",
+) -> Record:
+    """Return what is told of something that was no request, and was answered with `status`."""
+    return Record(
+        at=time.time(),
+        kind="request",
+        source=source,
+        identity=identity,
+        destination=destination,
+        duration_s=0.0,
+        reporter=reporter,
+        protocol="HTTP/2" if multiplexed else "HTTP/1",
+        status=status,
         failure=failure,
     )

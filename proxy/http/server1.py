@@ -52,6 +52,7 @@ class Http1Server(Writer):
         "_counted",
         "_eof",
         "_exchange",
+        "_going_on",
         "_handler",
         "_held",
         "_pending",
@@ -81,6 +82,7 @@ class Http1Server(Writer):
         self._upgraded = False
         self._retiring = False
         self._advancing = False
+        self._going_on = False  # in the next turn of the loop
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -120,7 +122,11 @@ class Http1Server(Writer):
                 exchange.flush_request()
             return
         self._pending = bytes(self._pending) + data if self._pending else data
-        self._advance()
+        if self._going_on:  # its turn comes
+            self._pending = bytes(self._pending)
+            self._listen()
+        else:
+            self._advance()
 
     def ended(self) -> None:
         """The peer will send nothing more, but may still read."""
@@ -235,7 +241,7 @@ class Http1Server(Writer):
                 if not self._step():
                     break
             else:
-                asyncio.get_running_loop().call_soon(self._go_on)
+                self._go_on_soon()
         except HttpError as error:
             self._refuse(error)
         finally:
@@ -246,7 +252,14 @@ class Http1Server(Writer):
             self._pending = bytes(self._pending)  # it is valid during the call only
         self._listen()
 
+    def _go_on_soon(self) -> None:
+        # What is refused at once must not have the loop for itself, and once is enough.
+        if not self._going_on:
+            self._going_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
     def _go_on(self) -> None:
+        self._going_on = False
         if self._handler is not None and self._reading is not RAW:
             self._advance()
 
@@ -337,12 +350,14 @@ class Http1Server(Writer):
         """The exchange is over: the next may begin, or the connection ends."""
         request, self._request = self._request, None
         self._exchange = None
-        self._held = False
         if request is None or not request.keeps_alive:
             self._close()
             return False
         self._write_out()
         self._reading = HEAD
+        if self._held:  # by an exchange that is over
+            self._held = False
+            self._listen()
         return True
 
     def _upgrade(self) -> None:
@@ -373,9 +388,9 @@ class Http1Server(Writer):
         self._reading = NOTHING
         self._pending = b""
         exchange, self._exchange = self._exchange, None
-        self._handler.refused(error.status, str(error))
+        self._handler.refused(error.status, str(error), begun=exchange is not None)
         if exchange is not None:  # within a body
-            exchange.request_aborted(str(error))
+            exchange.request_aborted(str(error), 0 if self._responding else error.status)
             if self._responding:
                 self.reset(str(error))
                 return
@@ -388,7 +403,9 @@ class Http1Server(Writer):
         self._refuse(HttpError(408, f"no whole head of a request within {HEAD_TIMEOUT_S:.0f} s"))
 
     def _listen(self) -> None:
-        waiting = len(self._pending) >= MOST_PIPELINED_BYTES and self._exchange is not None
+        waiting = len(self._pending) >= MOST_PIPELINED_BYTES and (
+            self._exchange is not None or self._going_on
+        )
         self._link.listen(not (self._held or waiting))
 
     def _close(self) -> None:

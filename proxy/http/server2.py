@@ -52,6 +52,8 @@ class Http2Server(Connection["_ServerStream"]):
             return
         self._retiring = True
         self._say_goaway(ANY_STREAM, ErrorCodes.NO_ERROR)
+        if self.closed:  # by what the write met
+            return
         self._h2.ping(LAST_CALL)
         self._timer = asyncio.get_running_loop().call_later(LAST_CALL_S, self._last_call)
         self.flush()
@@ -86,7 +88,7 @@ class Http2Server(Connection["_ServerStream"]):
         try:
             request = read_request(fields, ended=ended, underscores=self._grpc)
         except HttpError as error:
-            self._handler.refused(error.status, str(error))
+            self._handler.refused(error.status, str(error), begun=False)
             self._refuse(stream, fields, error)
             return
         if request.framing is COUNTED:

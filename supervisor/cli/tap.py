@@ -64,8 +64,8 @@ def _shown(line: AccessLine, *, dates: bool) -> str:
         return f"{time}  {line.lost} more of {line.instance} are missing: too many at once"
     latency = age(line.duration_s) if line.duration_s >= 1 else f"{line.duration_s * 1000:.1f}ms"
     if line.kind == "request":
-        method, status = line.method, str(line.status or "-")
-        what = line.path
+        method, status = line.method or "-", str(line.status or "-")
+        what = line.path or "-"
     else:
         method = line.protocol
         status = "denied" if line.denied else "failed" if line.failure else "ok"

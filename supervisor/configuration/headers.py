@@ -3,12 +3,10 @@
 import re
 
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS
+from meshrun.proxy.http.own_fields import IDENTITY_FIELDS
 from meshrun.supervisor.configuration.values import UnfitError, bounded_text, quoted
 
 __all__ = ["header_name", "header_value", "settable_header"]
-
-# Put in by the sidecar, in place of what a caller sends.
-_FROM_THE_SIDECAR = ("x-forwarded-client-cert", "x-mesh-client-id")
 
 # What a message is understood by; the sidecar keeps it as it is.
 _OF_THE_MESSAGE = ("expect", "host", "trailer")
@@ -31,7 +29,7 @@ def header_name(value: object) -> str:
         raise UnfitError(f'must be the name of a header such as "x-role", not {quoted(written)}')
     if name in CONNECTION_FIELDS:
         raise UnfitError(f"must not be {quoted(written)}, which is about the connection only")
-    if name in _FROM_THE_SIDECAR:
+    if name in IDENTITY_FIELDS:
         raise UnfitError(f"must not be {quoted(written)}, which is set by the sidecar")
     return written
 

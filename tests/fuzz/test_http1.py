@@ -265,7 +265,7 @@ def essence(reader: Reader) -> object:
     return reader.refusal is not None, [
         (
             message.end,
-            *(getattr(message.head, name) for name in message.head.__slots__),
+            *(getattr(message.head, name) for name in message.head.__struct_fields__),
             bytes(message.body) if message.end or reader.refusal is None else None,
             message.trailers,
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.httpmesh import ENTRIES, ID, Entry, HttpMesh
+from support.sidecars import listen, port_of
 from support.wire import Wire
 
 from meshrun.proxy.http.head1 import FIELD_LIMIT, HEAD_LIMIT_BYTES
@@ -320,7 +321,24 @@ def test_an_app_cannot_say_that_it_has_not_heard_a_request(
     assert mesh.app.untouched()
 
 
-# An app that does not wait, or does not wait any longer.
+# An app that is not there, does not wait, or does not wait any longer.
+
+
+@each_entry
+def test_a_connection_goes_on_behind_a_request_that_found_no_app(
+    mesh: HttpMesh, entry: Entry
+) -> None:
+    with listen() as sock:
+        absent = port_of(sock)
+    mesh.serve_on(absent, timeout_s=0.1)
+    wire = mesh.call(entry)
+    try:
+        ask(wire, "POST /a HTTP/1.1", "Content-Length: 4", body=b"body")
+        answer = wire.hear_answer()
+        assert (answer.status, answer.values("connection")) == (503, [])
+    finally:
+        mesh.serve_on(mesh.app.port)
+    asks_again(mesh, entry, wire)
 
 
 @each_entry

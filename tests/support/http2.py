@@ -112,7 +112,7 @@ class Recorded:
         self.trailers = trailers
         self.said.append("end")
 
-    def request_aborted(self, reason: str) -> None:
+    def request_aborted(self, reason: str, status: int = 0) -> None:
         self.said.append(f"aborted: {reason}")
 
     def hold_response(self) -> None:
@@ -163,7 +163,7 @@ class Recorder:
         self._on_begin(request, downstream)
         return exchange
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         assert reason
         self.refusals.append(status)
 
@@ -279,7 +279,7 @@ class _Relay:
         if self.upstream is not None:
             self.upstream.end(trailers)
 
-    def request_aborted(self, reason: str) -> None:
+    def request_aborted(self, reason: str, status: int = 0) -> None:
         if self.upstream is not None:
             self.upstream.abort(reason)
             self.upstream = None
@@ -331,7 +331,7 @@ class RelayHandler:
         relay.upstream = self._client.request(request, relay)
         return relay
 
-    def refused(self, status: int, reason: str) -> None:
+    def refused(self, status: int, reason: str, *, begun: bool) -> None:
         pass
 
     def closed(self) -> None:

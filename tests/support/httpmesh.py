@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
-from support.sidecars import ControlledSidecar, Mesh
+from support.sidecars import PATIENCE_S, ControlledSidecar, Mesh
 from support.wire import Wire, WireApp, call, call_as_peer, call_over_tunnel
 
 from meshrun.proxy.intentions import HeaderMatch, Intention, Permission, Protocol
@@ -42,6 +42,10 @@ RULES = permit(
 )
 
 
+# How long a sidecar reads on behind its last answer: whatever else a machine does meanwhile.
+_LINGER = {"meshrun.proxy.http.link:LINGER_S": PATIENCE_S}
+
+
 class HttpMesh:
     """The sidecars of a server and of its client, until the end of the block."""
 
@@ -52,6 +56,7 @@ class HttpMesh:
         constants: Mapping[str, float] = {},
         tunnels: bool = True,
     ) -> None:
+        constants = {**_LINGER, **constants}
         self.protocol = protocol
         self.rules = intentions or (RULES,)
         with ExitStack() as stack:
@@ -111,13 +116,14 @@ class HttpMesh:
         lines = [line, f"Host: {host}", *fields, *self.identity(entry), *behind, "", ""]
         return "\r\n".join(lines).encode("latin-1") + body
 
-    def serve_on(self, port: int) -> None:
-        """Put the sidecar of the server in front of another app."""
+    def serve_on(self, port: int, timeout_s: float = 5.0) -> None:
+        """Put the sidecar of the server in front of another app, which it awaits so long."""
         inbound = self.server.snapshot.inbound
         assert inbound is not None
         self.server.apply(
             msgspec.structs.replace(
-                self.server.snapshot, inbound=msgspec.structs.replace(inbound, port=port)
+                self.server.snapshot,
+                inbound=msgspec.structs.replace(inbound, port=port, connect_timeout_s=timeout_s),
             )
         )
 

@@ -10,12 +10,20 @@ from support.traffic import wait_until
 
 from meshrun.supervisor.cli.records import AccessLine
 
-__all__ = ["access_log", "await_entry", "metrics", "tapping"]
+__all__ = ["access_log", "await_entry", "metrics", "tapping", "whole_metrics"]
 
 
 def metrics(mesh: Mesh) -> dict[str, Family]:
     """Scrape the mesh."""
     return read(mesh.client.metrics())
+
+
+def whole_metrics(mesh: Mesh) -> dict[str, Family]:
+    """Scrape the mesh until every sidecar was quick enough to be on the page."""
+    while True:
+        page = metrics(mesh)
+        if all(page["meshrun_sidecar_answered"].samples.values()):
+            return page
 
 
 def access_log(mesh: Mesh) -> list[AccessLine]:

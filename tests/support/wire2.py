@@ -1,5 +1,6 @@
 """HTTP/2 on a connection, said and heard event by event; see `support.wire`."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from h2.config import H2Configuration
@@ -13,6 +14,7 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
+from hpack.struct import NeverIndexedHeaderTuple
 from support.wire import Answer, Wire
 
 __all__ = ["Fields", "Wire2"]
@@ -51,7 +53,13 @@ class Wire2:
         self.head(number, [*pseudo, (":authority", "server"), *fields], end=end)
         return number
 
-    def head(self, number: int, fields: Fields, *, end: bool = False) -> None:
+    def head(
+        self,
+        number: int,
+        fields: Sequence[tuple[str, str] | NeverIndexedHeaderTuple],
+        *,
+        end: bool = False,
+    ) -> None:
         """Send a head, or trailers."""
         self.h2.send_headers(number, fields, end_stream=end)
         self._send()

@@ -294,11 +294,12 @@ def test_a_tap_prints_a_line_for_each_request(api: Api, shell: Shell) -> None:
         ENTRY | {"status": 403, "denied": True},
         ENTRY | {"status": 503, "failure": "no instance of db is ready"},
         ENTRY | {"dry_run": True, "duration_s": 1.5},
+        ENTRY | {"method": "", "path": "", "status": 400, "failure": "it has no Host"},
     )
     code, out, error = shell("tap web db")
     assert (code, error) == (0, "")
     assert api.asked[0][:2] == ("GET /v1/meshrun/tap", "source=web&destination=db")
-    heading, served, denied, failed, trial = (line.split() for line in out.splitlines())
+    heading, served, denied, failed, trial, none = (line.split() for line in out.splitlines())
     assert heading == [
         *("TIME", "SOURCE", "INSTANCE", "METHOD", "STATUS", "LATENCY", "PATH", "IDENTITY")
     ]
@@ -306,6 +307,7 @@ def test_a_tap_prints_a_line_for_each_request(api: Api, shell: Shell) -> None:
     assert (denied[4], denied[-1]) == ("403", "(denied)")
     assert (failed[4], " ".join(failed[8:])) == ("503", "(no instance of db is ready)")
     assert (trial[5], " ".join(trial[8:])) == ("1s", "(would be denied (dry run))")
+    assert (none[3], none[4], none[6]) == ("-", "400", "-")
 
 
 def test_a_tap_of_a_tcp_service_prints_connections(api: Api, shell: Shell) -> None:

@@ -102,6 +102,24 @@ def test_the_table_of_variables_has_all_that_an_app_gets() -> None:
         assert f"`{name.replace('__NAME__', '_<NAME>_')}`" in documented
 
 
+def modules(package: str) -> set[str]:
+    return {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("package", ["proxy", "proxy/http"])
+def test_the_map_of_a_package_has_every_module(package: str) -> None:
+    said = text(ROOT / package / "__init__.py")
+    assert {name for name in modules(package) if f"`{name}`" not in said} == set()
+
+
+@pytest.mark.parametrize(
+    "package", ["proxy", "proxy/http", "supervisor", "supervisor/configuration"]
+)
+def test_the_tour_has_a_room_for_every_module(package: str) -> None:
+    said = section(ARCHITECTURE, "The rooms")
+    assert {name for name in modules(package) if f"`{name}`" not in said} == set()
+
+
 def command_lines(document: Path) -> Iterator[list[str]]:
     """Every call of meshrun in the code of a document, without what follows it in a shell."""
     markdown = text(document)

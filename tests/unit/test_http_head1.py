@@ -1,16 +1,20 @@
 """One reading of a head, or none."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.head1 import (
     FIELD_LIMIT,
     HEAD_LIMIT_BYTES,
+    MOST_LOOKED_UP,
+    MOST_READ_SINGLY,
     find_head,
+    forget_lines,
     parse_request,
     parse_response,
     write_fields,
@@ -18,6 +22,7 @@ from meshrun.proxy.http.head1 import (
     write_response,
 )
 from meshrun.proxy.http.heads import Framing, Request, Response
+from meshrun.proxy.http.known_lines import KNOWN_LIMIT
 
 CHUNKED = "Transfer-Encoding: chunked"
 ASKED = partial(Request, method="GET", path="/", query="", authority="a")
@@ -794,3 +799,119 @@ def test_a_response_that_is_written_and_read_is_the_same(
         *("until_close", "keeps_alive"),
     ):
         assert getattr(second, attribute) == getattr(first, attribute), attribute
+
+
+# Lines that are known.
+
+Parse = Callable[[bytes], Request | Response]
+answer_of = partial(parse_response, method="GET")
+
+
+def outcome(parse: Parse, wire: bytes) -> object:
+    """Return what became of a head: all that was understood, and how it is passed on; or why not.
+
+    Where several things are wrong, which is named may depend on what is known, but not the status.
+    """
+    try:
+        found = parse(wire)
+        attributes = [getattr(found, name) for name in found.__struct_fields__]
+        if isinstance(found, Request):
+            return attributes, write_request(found, [("E", "f")])
+        return attributes, write_response(found, chunked=False, close=True)
+    except HttpError as refused:
+        return refused.status
+
+
+def fill(parse: Parse, line: str) -> None:
+    """Make as many lines known as can be, so that the next one pushes all out."""
+    for number in range(0, KNOWN_LIMIT, MOST_READ_SINGLY):
+        fields = (f"N: {number + more}" for more in range(MOST_READ_SINGLY))
+        wire = head(line, "Host: a", *fields)
+        for _ in range(2):
+            parse(wire)
+
+
+lines_of_heads = st.lists(
+    st.one_of(
+        st.builds("{}: {}".format, names, values),
+        st.sampled_from(
+            [
+                *(
+                    "A: 1",
+                    "B: 2",
+                    "a:\t3\t",
+                    "C: 4",
+                    "Host: a",
+                    "Host: A:80",
+                    "Host: b",
+                    "host:a:1",
+                ),
+                *("Content-Length: 7", "Content-Length: 0", "Content-Length: x", CHUNKED),
+                *("Transfer-Encoding: gzip, chunked", "Transfer-Encoding: chunked ", "Expect: x"),
+                *("Expect: 100-continue", "Connection: close", "Connection: A", "Connection: a b"),
+                *("Connection: upgrade, TE", "Connection: host", "Upgrade: a, h2c", "Upgrade: a b"),
+                *(
+                    "TE: trailers",
+                    "Keep-Alive: 5",
+                    "X_y: z",
+                    "A : 1",
+                    " B: 2",
+                    "C",
+                    "D: \0",
+                    "E: \n",
+                ),
+                *("", "Cookie: a", "Authorization: b"),
+            ]
+        ),
+    ),
+    max_size=MOST_LOOKED_UP + 3,
+)
+first_lines = st.sampled_from(
+    [
+        *("GET / HTTP/1.1", "POST /a/../%2e%41?b=%2e HTTP/1.1", "PUT http://A/%7e HTTP/1.1"),
+        *(
+            "GET / HTTP/1.0",
+            "get / HTTP/1.1",
+            "GET / HTTP/1.2",
+            "GET /%00 HTTP/1.1",
+            "GET * HTTP/1.1",
+        ),
+        *("HTTP/1.1 200 OK", "HTTP/1.0 200 ", "HTTP/1.1 101 x", "HTTP/1.1 204", "HTTP/1.1 2000 x"),
+    ]
+)
+ends = st.sampled_from(["\r\n\r\n"] * 4 + ["\r\n", "", "\n\n", "\r\n\r\n\r\n", "\r\n \r\n\r\n"])
+
+
+@settings(deadline=None)
+@given(first_lines, lines_of_heads, ends)
+@example(
+    "GET / HTTP/1.1", ["Host: a", "A: 1", "B: 2", "C: 3", "D: 4", "E: \t5\t", "A: 1"], "\r\n\r\n"
+)
+@example("GET / HTTP/1.1", ["Host: a", "A: 1", "B: 2", "C: 3", "D: 4", "Host: a"], "\r\n\r\n")
+@example("GET / HTTP/1.1", ["Host: a"], "\r\nA: " + "b" * HEAD_LIMIT_BYTES + "\r\n\r\n")
+def test_what_a_head_means_does_not_depend_on_which_lines_are_known(
+    line: str, fields: list[str], end: str
+) -> None:
+    wire = ("\r\n".join([line, *fields]) + end).encode("latin-1")
+    for parse, filler in ((parse_request, "GET / HTTP/1.1"), (answer_of, "HTTP/1.1 200 OK")):
+        forget_lines()
+        cold = outcome(parse, wire)
+        # Some of the lines come by themselves, then the head comes until all are known.
+        for one in fields[::2]:
+            outcome(parse, head(filler, "Host: a", one))
+        for _ in range(2 * len(fields) + 2):
+            assert outcome(parse, wire) == cold
+        fill(parse, filler)
+        for _ in range(3):
+            assert outcome(parse, wire) == cold
+
+
+def test_what_a_caller_makes_of_fields_is_not_what_the_next_head_has() -> None:
+    forget_lines()
+    for _ in range(4):
+        found = request("A: 1", "Connection: close, B", "B: 2")
+        assert (found.fields, found.keeps_alive) == ([("A", "1")], False)
+        found.fields.append(("C", "3"))
+        answer = response("A: 1", "Content-Length: 2")
+        assert (answer.fields, answer.length) == ([("A", "1")], 2)
+        answer.fields.clear()

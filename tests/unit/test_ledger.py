@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshrun.proxy import channel, ledger
-from meshrun.proxy.ledger import MOST_SOURCES, OTHER, Ledger
+from meshrun.proxy.http.fields2 import Secret
+from meshrun.proxy.ledger import MOST_SOURCES, OTHER, TEXTS, Ledger
 from meshrun.proxy.messages import (
     LATENCY_BOUNDS_S,
     Connections,
@@ -201,6 +202,20 @@ def test_what_a_caller_wrote_is_cut() -> None:
         (told,) = wire.records
         assert len(told.path) == 2048
         assert len(told.user_agent) == len(told.method) == len(told.authority) == 256
+
+    on_a_loop(test)
+
+
+def test_a_text_of_a_class_of_its_own_goes_over_the_channel() -> None:
+    async def test(wire: Wire) -> None:
+        told = record()
+        for name in TEXTS:
+            told = msgspec.structs.replace(told, **{name: Secret("x")})
+        wire.ledger.record(told)
+        wire.ledger.close()
+        (message,) = wire.sent
+        (decoded,) = channel.from_sidecar().feed(channel.encode(message))
+        assert decoded == message
 
     on_a_loop(test)
 

@@ -85,6 +85,12 @@ def told(folder: Path, report: Denied) -> tuple[Happening, str]:
             "a stranger was refused at db: no certificate",
             "warning: denied: a stranger was refused at db: no certificate",
         ),
+        (
+            Denied(kind="request", source="web", reason="cannot take the request: no Host"),
+            "denied",
+            "web sent db what is no request: cannot take the request: no Host",
+            "warning: denied: web sent db what is no request: cannot take the request: no Host",
+        ),
     ],
 )
 def test_a_denial_is_told(
