@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ PATIENCE_S = 60.0
 LARGEST = 100 * MIB if WHOLE else 20 * MIB
 
 NGINX = """
-daemon off; worker_processes 1; pid nginx.pid;
+daemon off; worker_processes 1; pid nginx.pid; {user}
 events {{ worker_connections 256; }}
 http {{
   access_log off;
@@ -101,12 +102,11 @@ def nginx(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     folder = tmp_path_factory.mktemp("nginx")
     files = folder / "files"
     files.mkdir()
-    for each in (folder.parent.parent, folder.parent, folder):
-        each.chmod(0o755)  # its worker is nobody, where it was started by root
-    files.chmod(0o777)
     (port,) = programs.free_ports(1)
     config = folder / "nginx.conf"
-    config.write_text(NGINX.format(port=port, folder=folder))
+    # Else the worker of a root's nginx is somebody who may not enter folders of tests.
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(NGINX.format(port=port, folder=folder, user=user))
     command: list[str | Path] = ["nginx", "-e", "stderr", "-p", folder, "-c", config]
     with programs.run(command, name="nginx", port=port, folder=folder):
         yield Passage(mesh, port), files
