@@ -1,6 +1,7 @@
 """Programs that people use, through two sidecars: what they send and get is what they meant."""
 
 import asyncio
+import gzip
 import hashlib
 import shutil
 import subprocess
@@ -68,6 +69,8 @@ class Echo:
 
     def __init__(self) -> None:
         self.peers: set[object] = set()
+        self.happening: asyncio.Queue[bytes] = asyncio.Queue()
+        self.wanted = asyncio.Event()
 
     async def digest(self, request: web.Request) -> web.Response:
         """Answer with what the body was."""
@@ -100,6 +103,26 @@ class Echo:
         self.peers.add(request.transport.get_extra_info("peername"))
         return web.Response(text=str(len(self.peers)), headers={"Set-Cookie": "a=b"})
 
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Answer with each event when it happens."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        while event := await self.happening.get():
+            await response.write(b"data: %s\n\n" % event)
+        return response
+
+    async def compressed(self, _request: web.Request) -> web.Response:
+        """Answer with what only the client is to take apart."""
+        return web.Response(
+            body=gzip.compress(block(1000) * 100),
+            headers={"Content-Encoding": "gzip", "ETag": '"1"', "Content-Type": "text/plain"},
+        )
+
+    async def wait_then_digest(self, request: web.Request) -> web.Response:
+        """Read the body once that is wanted, and then as `digest` does."""
+        await self.wanted.wait()
+        return await self.digest(request)
+
     async def nothing(self, _request: web.Request) -> web.Response:
         """Answer without a body."""
         return web.Response(status=204)
@@ -115,6 +138,9 @@ async def serving() -> AsyncIterator[tuple[Echo, int]]:
     app.router.add_post("/mirror", echo.mirror)
     app.router.add_get("/give", echo.give)
     app.router.add_get("/count", echo.count)
+    app.router.add_get("/events", echo.events)
+    app.router.add_get("/compressed", echo.compressed)
+    app.router.add_post("/late", echo.wait_then_digest)
     app.router.add_delete("/nothing", echo.nothing)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -183,6 +209,101 @@ def test_a_reader_that_stops_slows_the_app_and_fills_no_memory(mesh: Mesh) -> No
                 assert head + await response.content.read() == block(60 * MIB)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_an_app_that_does_not_read_slows_its_caller_and_fills_no_memory(mesh: Mesh) -> None:
+    said = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal said
+        for _ in range(60):
+            yield block(MIB)
+            said += 1
+
+    async def main() -> None:
+        async with serving() as (echo, port):
+            passage = await asyncio.to_thread(Passage, mesh, port)
+            sidecars = (passage.server, passage.client)
+            before = [sidecar.memory_bytes() for sidecar in sidecars]
+            async with aiohttp.ClientSession(passage.url) as client:
+                asking = tasks.start(client.post("/late", data=body()), "upload")
+                await settled(sidecars)
+                assert said < 60
+                for sidecar, at_first in zip(sidecars, before, strict=True):
+                    assert sidecar.memory_bytes() - at_first < 8 * MIB
+                echo.wanted.set()
+                async with await asking as response:
+                    told = hashlib.sha256(block(MIB) * 60).hexdigest()
+                    assert (await response.json())["sha256"] == told
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_each_event_arrives_when_it_happens(mesh: Mesh) -> None:
+    async def main() -> None:
+        async with serving() as (echo, port):
+            passage = await asyncio.to_thread(Passage, mesh, port)
+            async with (
+                aiohttp.ClientSession(passage.url) as client,
+                client.get("/events") as response,
+            ):
+                for number in range(50):
+                    # The next one happens only when this one was heard.
+                    echo.happening.put_nowait(b"%d" % number)
+                    expected = b"data: %d\n\n" % number
+                    assert await response.content.readexactly(len(expected)) == expected
+                echo.happening.put_nowait(b"")
+                assert await response.content.read() == b""
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+def test_what_is_compressed_stays_as_it_is(mesh: Mesh) -> None:
+    async def main() -> None:
+        async with serving() as (_, port):
+            passage = await asyncio.to_thread(Passage, mesh, port)
+            async with (
+                aiohttp.ClientSession(passage.url, auto_decompress=False) as client,
+                client.get("/compressed") as response,
+            ):
+                body = await response.read()
+                assert gzip.decompress(body) == block(1000) * 100
+                assert response.headers["Content-Encoding"] == "gzip"
+                assert response.headers["ETag"] == '"1"'
+                assert int(response.headers["Content-Length"]) == len(body)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+@pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "closed"])
+def test_ab_has_64_connections_at_once_over_http_1_0(mesh: Mesh, kept: bool) -> None:
+    async def main() -> str:
+        async with serving() as (_, port):
+            passage = await asyncio.to_thread(Passage, mesh, port)
+            options = ["-k"] if kept else []
+            command = [
+                "ab",
+                *options,
+                "-q",
+                "-n",
+                "1000",
+                "-c",
+                "64",
+                f"{passage.url}/give?size=999",
+            ]
+            ran = await asyncio.to_thread(
+                subprocess.run, command, check=True, capture_output=True, text=True
+            )
+            assert passage.complaints() == []
+            return ran.stdout
+
+    said = asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    found = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+    assert found["Complete requests"].strip() == "1000"
+    assert found["Failed requests"].strip() == "0"
+    assert "Non-2xx responses" not in found
+    assert found["HTML transferred"].split()[0] == "999000"
 
 
 async def settled(sidecars: tuple[ControlledSidecar, ...]) -> None:

@@ -5,59 +5,22 @@ import queue
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import grpc
 import msgspec
 import pytest
-from support.apps import App, reset
+from support.answerer import OK, Answerer, named
+from support.apps import App
 from support.sidecars import TRUST_DOMAIN, ControlledSidecar, Mesh
 
 from meshrun.proxy.messages import ConnectionFailed, Ejection, Requests, Share
 from meshrun.proxy.spiffe import SpiffeId
 
 PATIENCE_S = 20.0
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
 BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
 # Within a test nothing that was ejected comes back.
 LONG = Ejection(failures=3, first_s=60.0, longest_s=60.0)
-
-
-@dataclass
-class Answerer:
-    """The handler of an app: keeps the heads of requests, and answers each with `answer`.
-
-    What `answer` returns is sent; None resets the connection. `last` closes it after each answer.
-    """
-
-    answer: Callable[[bytes], bytes | None]
-    last: bool = False
-    heads: list[bytes] = field(default_factory=list)
-
-    def __call__(self, connection: socket.socket) -> None:
-        received = b""
-        while True:
-            while b"\r\n\r\n" not in received:
-                data = connection.recv(65536)
-                if not data:
-                    return
-                received += data
-            head, _, received = received.partition(b"\r\n\r\n")
-            self.heads.append(head)
-            said = self.answer(head)
-            if said is None:
-                reset(connection)
-                return
-            connection.sendall(said)
-            if self.last:
-                connection.shutdown(socket.SHUT_WR)
-                return
-
-
-def named(name: str) -> Answerer:
-    """Answer with a name."""
-    return Answerer(lambda _: OK % (len(name), name.encode()))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 from benchmarks import programs
 
-__all__ = ["ROUTERS", "SECRET", "installed"]
+__all__ = ["ROUTERS", "SECRET", "installed", "run_go"]
 
 SECRET = b"the secret of /admin"
 
@@ -63,18 +63,23 @@ def nginx(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def go(folder: Path) -> Iterator[int]:
-    """Build and run a server of Go's net/http, whose mux cleans paths."""
+def run_go(folder: Path, text: str) -> Iterator[int]:
+    """Build and run a program of one file in Go that serves the port of its first argument."""
     (port,) = programs.free_ports(1)
-    source, program = folder / "main.go", folder / "router"
-    source.write_text(GO % SECRET.decode())
+    source, program = folder / "main.go", folder / "server"
+    source.write_text(text)
     environment = {**os.environ, "GOPROXY": "off", "GOTOOLCHAIN": "local"}
     if "GOCACHE" not in os.environ and not os.access(os.environ.get("HOME", ""), os.W_OK):
         environment["GOCACHE"] = str(folder / "cache")
     subprocess.run(["go", "build", "-o", program, source], env=environment, check=True, cwd=folder)
     command: list[str | Path] = [program, str(port)]
-    with programs.run(command, name="router", port=port, folder=folder):
+    with programs.run(command, name="server", port=port, folder=folder):
         yield port
+
+
+def go(folder: Path) -> AbstractContextManager[int]:
+    """Build and run a server of Go's net/http, whose mux cleans paths."""
+    return run_go(folder, GO % SECRET.decode())
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
