@@ -152,6 +152,7 @@ async def serving() -> AsyncIterator[tuple[Echo, int]]:
         await runner.cleanup()
 
 
+@pytest.mark.long
 def test_bodies_of_every_size_arrive_as_they_were_sent(mesh: Mesh) -> None:
     async def main() -> list[object]:
         async with serving() as (_, port):
