@@ -50,6 +50,9 @@ DEFAULT_WINDOW_BYTES = 65_535
 # a few bytes can stand for as many as one likes (CVE-2016-6581).
 DECODED_LIMIT_BYTES = 256 * 1024
 
+# Of frames that came at once, how many have their turn before other connections do.
+BATCH = 64
+
 # What is gathered before it is written: with as much the link is asked whether it takes more.
 BATCH_BYTES = 64 * 1024
 
@@ -100,6 +103,8 @@ class Connection(Generic[StreamT]):
         self._unread_bytes = 0
         self._over = False
         self._flushing = self._flush_again = False
+        self._going_on = False  # in the next turn of the loop
+        self._listening = True
 
     def start(self) -> None:
         """Say the preface, and begin to receive."""
@@ -131,9 +136,20 @@ class Connection(Generic[StreamT]):
     # The link's owner.
 
     def received(self, data: memoryview) -> None:
-        """Obey the frames in `data`."""
+        """Obey the frames in `data`, some of them in a later turn of the loop if they are many."""
+        if self._going_on:
+            self._frames.keep(data)
+        else:
+            self._obey_frames(data, BATCH)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        if not self._over:
+            self._obey_frames(b"", BATCH)
+
+    def _obey_frames(self, data: memoryview | bytes, most: int | None) -> None:
         try:
-            for frame in self._frames.feed(data, time.monotonic()):
+            for frame in self._frames.feed(data, time.monotonic(), most):
                 self._take(frame)
                 if self._over:
                     return
@@ -148,9 +164,19 @@ class Connection(Generic[StreamT]):
             self._close(str(error))
         except ProtocolError as error:  # h2 has put a GOAWAY behind what is to be sent
             self._close(f"the peer broke the protocol: {error}")
+        if self._over:
+            return
+        if self._frames.more is self._listening:
+            self._listening = not self._frames.more
+            self._link.listen(self._listening)
+        if self._frames.more and not self._going_on:
+            self._going_on = True
+            self._link.soon(self._go_on)
 
     def ended(self) -> None:
         """The peer will send nothing more, not even a window: it takes nothing more either."""
+        if self._going_on and not self._over:
+            self._obey_frames(b"", None)
         self._close("the peer closed the connection")
 
     def drained(self) -> None:

@@ -96,6 +96,10 @@ class Frame(NamedTuple):
         return length
 
 
+# So much of a frame that is no DATA counts as another one, where there are too many for one turn.
+BYTES_LIKE_A_FRAME = 64
+
+
 class Frames:
     """Cuts what comes from a peer into frames. `of_client` says that the preface comes first."""
 
@@ -107,30 +111,44 @@ class Frames:
         "_idle",
         "_preface",
         "_rest",
+        "more",
     )
 
     def __init__(self, *, of_client: bool) -> None:
         self._preface = PREFACE if of_client else b""
         self._rest = b""
+        self.more = False  # whole frames may be left, since there were too many for one turn
         self._begun = False  # the peer has sent its settings
         self._block_of = 0  # the stream of the header block that is not complete
         self._block_bytes = 0
         self._block_frames = 0
         self._idle = Patience(MOST_IDLE_FRAMES, IDLE_FRAMES_PER_S)
 
-    def feed(self, data: memoryview, now: float) -> Iterator[Frame]:
-        """Yield the frames that are whole with `data`, which came at `now`.
+    def keep(self, data: memoryview) -> None:
+        """Take what came while there is `more`."""
+        self._rest += data
+
+    def feed(
+        self, data: memoryview | bytes, now: float, most: int | None = None
+    ) -> Iterator[Frame]:
+        """Yield the frames that are whole with `data`, which came at `now`: about `most` of them.
+
+        Where those are not all there is `more`. Of what is no DATA some bytes count as one frame.
 
         PRIORITY, which is deprecated (RFC 9113 5.3.2), and kinds that nobody knows are left out; of
         settings only the known ones are in.
         Raises Http2Error, for which the connection is to be closed.
         """
         if self._preface:
-            data = self._past_preface(data)
+            data = self._past_preface(memoryview(data))
         if self._rest:
             data = memoryview(self._rest + data)
-        at, size = 0, len(data)
+        at, size, cost = 0, len(data), 0
+        self.more = False
         while size - at >= HEADER_BYTES:
+            if most is not None and cost >= most:
+                self.more = True
+                break
             high, low, kind, flags, stream = _header.unpack_from(data, at)
             length = high << 8 | low
             if length > FRAME_LIMIT_BYTES:
@@ -141,6 +159,8 @@ class Frames:
             end = at + HEADER_BYTES + length
             if end > size:
                 break
+            # A byte of a header block can stand for a whole field, which takes microseconds.
+            cost += 1 if kind == DATA else 1 + length // BYTES_LIKE_A_FRAME
             frame = Frame(kind, flags, stream & 0x7FFFFFFF, data[at:end])
             at = end
             self._check_order(frame, length)

@@ -7,6 +7,7 @@ by a TLS connection of its own.
 import asyncio
 import select
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -92,6 +93,9 @@ class Link(Protocol):
     @property
     def stale(self) -> bool:
         """Whether something has come that was not read yet: of an idle connection, its end."""
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when others have had their turn."""
 
 
 def end_lingering() -> None:
@@ -235,6 +239,10 @@ class SocketLink:
         except OSError:
             pass
         return True
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when others have had their turn."""
+        asyncio.get_running_loop().call_soon(callback)
 
     # What the poller calls.
 
@@ -454,6 +462,10 @@ class StreamLink:
     def stale(self) -> bool:
         """Whether something has come unread: never, whoever carries it reads on."""
         return self._ended
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when others have had their turn."""
+        asyncio.get_running_loop().call_soon(callback)
 
     # The carrier's side.
 

@@ -256,7 +256,7 @@ class Http1Server(Writer):
         # What is refused at once must not have the loop for itself, and once is enough.
         if not self._going_on:
             self._going_on = True
-            asyncio.get_running_loop().call_soon(self._go_on)
+            self._link.soon(self._go_on)
 
     def _go_on(self) -> None:
         self._going_on = False

@@ -38,6 +38,7 @@ class MemoryLink:
         self.clogged = False
         self.listening = True
         self.state = "open"  # closed, reset
+        self.later: list[Callable[[], None]] = []
 
     def start(self, owner: LinkOwner) -> None:
         self.owner = owner
@@ -61,6 +62,9 @@ class MemoryLink:
         """Say that nothing has come unread."""
         return False
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        self.later.append(callback)
+
     def reset(self) -> None:
         self.state = "reset"
         self.owner = None
@@ -77,9 +81,11 @@ class MemoryLink:
         return data
 
     def deliver(self, data: bytes) -> None:
-        """Let `data` come."""
+        """Let `data` come, and all be understood that has."""
         if self.owner is not None:
             self.owner.received(memoryview(data))
+        while self.later:
+            self.later.pop(0)()
 
     def unclog(self) -> None:
         """Take what was written, and more."""
@@ -400,7 +406,8 @@ class AsyncLink(asyncio.BufferedProtocol):
         raise AssertionError("HTTP/2 ends both directions at once")
 
     def listen(self, wanted: bool) -> None:
-        raise AssertionError("HTTP/2 always listens")
+        if self._transport is not None:
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
     def close(self, *, linger: bool = True) -> None:
         self._owner = None
@@ -411,6 +418,9 @@ class AsyncLink(asyncio.BufferedProtocol):
     def stale(self) -> bool:
         """Say that nothing has come unread."""
         return False
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
 
     def reset(self) -> None:
         self._owner = None

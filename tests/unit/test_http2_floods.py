@@ -399,3 +399,18 @@ def test_any_frames_to_a_client(frames: list[bytes], step: int) -> None:
 
 def test_header_is_nine_bytes() -> None:
     assert len(PingFrame(0).serialize()) == HEADER_BYTES + 8
+
+
+def test_frames_that_come_at_once_leave_others_their_turn(attacker: Attacker) -> None:
+    link, begun = attacker.link, attacker.handler.exchanges
+    heads = b"".join(attacker.head().serialize() for _ in range(200))
+    assert link.owner is not None
+    link.owner.received(memoryview(heads))
+    turns = []
+    while link.later:
+        assert not link.listening  # no more comes meanwhile
+        turns.append(len(begun))
+        link.later.pop(0)()
+    assert turns == [64, 128, 192]
+    assert len(begun) == 200
+    assert link.listening
