@@ -18,6 +18,7 @@ from benchmarks.managers.crew import App, Crew, parse
 from benchmarks.managers.manager import Commands
 from benchmarks.managers.running import Running, start, voluntary_switches
 from benchmarks.programs import BenchmarkError
+from support.traffic import wait_until
 
 from meshrun.supervisor import processes
 from meshrun.supervisor.configuration import procfile
@@ -95,7 +96,8 @@ def test_a_manager_is_measured_without_its_apps(tmp_path: Path) -> None:
         assert len({app.pid for app in apps}) == 3
         assert len(own.everything) == 1
         assert not {app.pid for app in apps} & set(own.everything)
-        assert voluntary_switches(own.everything) > 0
+        # It sleeps once it has nothing left to start, which may be a moment after its apps are up.
+        wait_until(lambda: voluntary_switches(own.everything) > 0, "the manager sleeps")
         assert all(app.since_s > running.begun_s for app in apps)
 
 
