@@ -1,4 +1,4 @@
-"""Gives memory back to the system after many connections have gone.
+"""Bounds what a sidecar keeps for those who do not take it, and gives memory back to the system.
 
 malloc keeps what was freed between pieces that live on: after a thousand connections some 30 MB, in
 each sidecar, for good (malloc_trim(3)).
@@ -9,12 +9,48 @@ import ctypes
 import gc
 from collections.abc import Callable
 
-__all__ = ["Trimmer"]
+__all__ = ["Allowance", "Trimmer", "held"]
+
+# What is held back, of all connections of a sidecar together.
+MOST_HELD_BYTES = 64 * 1024 * 1024
+
+# So much counts as one of the descriptors that are watched.
+UNIT_BYTES = 64 * 1024
 
 # Descriptors, of which a connection has two; fewer are not worth it.
 MANY = 128
 
 PERIOD_S = 10.0
+
+
+class Allowance:
+    """So many bytes that may be kept, whoever they are for. Calls `on_much` where they are many."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.on_much: Callable[[], None] = lambda: None
+
+    @property
+    def units(self) -> int:
+        """How many descriptors it counts for."""
+        return self.bytes // UNIT_BYTES
+
+    def take(self, size: int) -> bool:
+        """Keep `size` bytes more, if they are allowed; return whether they are."""
+        if self.bytes + size > MOST_HELD_BYTES:
+            return False
+        self.bytes += size
+        if self.bytes >= MANY * UNIT_BYTES:
+            self.on_much()
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Keep `size` bytes less."""
+        self.bytes -= size
+
+
+# That of the process, which is one sidecar.
+held = Allowance()
 
 
 class Trimmer:
@@ -25,8 +61,8 @@ class Trimmer:
         self._peak = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def connected(self) -> None:
-        """There is a connection more."""
+    def grown(self) -> None:
+        """There is a connection more, or more is held back."""
         self._peak = max(self._peak, self._watched())
         if self._timer is None and self._peak >= MANY:
             self._timer = asyncio.get_running_loop().call_later(PERIOD_S, self._look)

@@ -21,7 +21,7 @@ from random import Random
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
 import meshrun.proxy.regex  # noqa: F401
-from meshrun.proxy import channel, leaf, sockets
+from meshrun.proxy import channel, leaf, memory, sockets
 from meshrun.proxy.channel import Channel
 from meshrun.proxy.http.link import end_lingering
 from meshrun.proxy.http.outbound import HttpOutbound
@@ -80,7 +80,8 @@ class Sidecar:
         self._reporter = Reporter(self._send)
         self._ledger = Ledger(self._send, lambda: self._channel.pending_bytes)
         self._identity = Identity(self._send, time.time, self._rng, self._rotated)
-        self._trimmer = Trimmer(lambda: poller.watched)
+        self._trimmer = Trimmer(lambda: poller.watched + memory.held.units)
+        memory.held.on_much = self._trimmer.grown
         self._snapshot: Snapshot | None = None
         self._inbound = Inbound(
             self._poller, self._identity, self._reporter.report, self._ledger, self._rng
@@ -186,7 +187,7 @@ class Sidecar:
     def _listener(self, sock: socket.socket, serve: Callable[[socket.socket], None]) -> Listener:
         def accepted(connection: socket.socket) -> None:
             serve(connection)
-            self._trimmer.connected()
+            self._trimmer.grown()
 
         return Listener(sock, accepted, self._warn)
 

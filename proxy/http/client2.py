@@ -127,7 +127,7 @@ class Http2Client(Connection["_ClientStream"]):
             # It was answered without the rest of the request, which nobody waits for.
             self._reset_stream(stream.number, ErrorCodes.CANCEL)
             stream.sent = stream.ending = True
-            stream.chunks.clear()
+            self._discard(stream)
         super()._take_end(stream, trailers)
 
     def _take_goaway(self, frame: Frame) -> None:
@@ -140,6 +140,7 @@ class Http2Client(Connection["_ClientStream"]):
             if stream.number > last:
                 stream.unseen = True
                 self._touch(stream)
+                stream.deliver()
                 self._forget(stream)
                 stream.fail(f"the other side takes no more requests: {code_name(code)}")
 

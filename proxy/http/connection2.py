@@ -5,8 +5,8 @@ frame before it does. It is fed a frame at a time, so that what comes before a f
 and so that what h2 has only one answer to, the end of the connection, can be the end of a stream.
 """
 
-import time
 from collections import deque
+from time import monotonic
 from typing import Generic, TypeVar
 
 from h2.config import H2Configuration
@@ -24,13 +24,14 @@ from h2.exceptions import NoSuchStreamError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
+from meshrun.proxy import memory
 from meshrun.proxy.errors import Http2Error, HttpError
 from meshrun.proxy.http import frames2, hpack2
 from meshrun.proxy.http.fields2 import read_trailers
 from meshrun.proxy.http.frames2 import FRAME_LIMIT_BYTES, Frame, Frames
 from meshrun.proxy.http.head1 import HEAD_LIMIT_BYTES
 from meshrun.proxy.http.heads import Fields
-from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.link import Link, Timer
 from meshrun.proxy.http.stream2 import Stream
 
 __all__ = ["MOST_STREAMS", "Connection", "code_name"]
@@ -38,10 +39,21 @@ __all__ = ["MOST_STREAMS", "Connection", "code_name"]
 # Envoy's max_concurrent_streams in its advice for the edge is 100, here 1024, as its circuit limit.
 MOST_STREAMS = 1024
 
-# What may be kept of one stream and of all, where whoever it is for does not take it. A window of a
-# stream is enough for a gigabyte a second where a round trip takes a quarter of a millisecond.
+# What may be kept of one stream where whoever it is for does not take it: a window is enough for a
+# gigabyte a second where a round trip takes a quarter of a millisecond. Of all streams of a
+# connection as much as its window, and what `memory.held` lends beyond that, so that those which
+# are held back do not stop the others.
 STREAM_WINDOW_BYTES = 256 * 1024
-CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
+CONNECTION_WINDOW_BYTES = 512 * 1024
+MOST_LENT_BYTES = 8 * 1024 * 1024
+
+# Envoy's per_connection_buffer_limit_bytes is 1 MiB: where more waits to be sent, nothing more is
+# wanted for any stream.
+MOST_WAITING_BYTES = 512 * 1024
+
+# Envoy's stream_idle_timeout, which its stream_flush_timeout is by default: how long a peer may
+# take nothing of what waits on a stream.
+STALLED_S = 300.0
 
 # RFC 9113 6.9.2: that of a connection before anything is said.
 DEFAULT_WINDOW_BYTES = 65_535
@@ -96,8 +108,12 @@ class Connection(Generic[StreamT]):
         self._turns: deque[Stream] = deque()  # those that have something to send
         self._starved: list[Stream] = []  # and of them those that wait for the connection's window
         self._given: list[Stream] = []  # those that were given something since the last flush
-        self._emptied: list[Stream] = []  # those that can take more again
-        self._touched: list[Stream] = []  # those that delivered something that is to be flushed
+        self._emptied: deque[Stream] = deque()  # those that can take more again
+        self._touched: list[Stream] = []  # those with something to be handed on and flushed
+        self._waiting_bytes = 0  # to be sent
+        self._full = False  # so much waits that each stream was told to hold
+        self._lent_bytes = 0
+        self._stall_timer: Timer | None = None
         self._unread_bytes = 0
         self._over = False
         self._flushing = self._flush_again = False
@@ -147,7 +163,7 @@ class Connection(Generic[StreamT]):
 
     def _obey_frames(self, data: memoryview | bytes, most: int | None) -> None:
         try:
-            for frame in self._frames.feed(data, time.monotonic(), most):
+            for frame in self._frames.feed(data, monotonic(), most):
                 self._take(frame)
                 if self._over:
                     return
@@ -188,8 +204,9 @@ class Connection(Generic[StreamT]):
 
     # The streams' carrier.
 
-    def wants(self, stream: Stream) -> None:
-        """A stream has something to send."""
+    def wants(self, stream: Stream, size: int) -> None:
+        """A stream has something to send, `size` bytes of a body among it."""
+        self._waiting_bytes += size
         if not stream.turning:
             stream.turning = True
             self._turns.append(stream)
@@ -197,12 +214,35 @@ class Connection(Generic[StreamT]):
             stream.given = True
             self._given.append(stream)
 
-    def acknowledge(self, stream: Stream, size: int) -> None:
-        """Let the peer send `size` bytes more."""
-        if not self._over:
-            self._write_unasked()
-            self._h2.acknowledge_received_data(size, stream.number)
-            self._write_answers()
+    def lend(self, size: int) -> bool:
+        """Let the peer send `size` bytes more on other streams, if so much may be kept."""
+        if self._over or self._lent_bytes + size > MOST_LENT_BYTES or not memory.held.take(size):
+            return False
+        self._lent_bytes += size
+        self._write_unasked()
+        self._h2.increment_flow_control_window(size)
+        self._write_answers()
+        return True
+
+    def give_back(self, stream: Stream, size: int, lent: int) -> None:
+        """Let the peer send `size` bytes more on a stream; on others it may for `lent` of them."""
+        self._return(lent)
+        if self._over:
+            return
+        self._write_unasked()
+        if size > lent:
+            self._h2.acknowledge_received_data(size - lent, stream.number)
+        if lent and not stream.complete:
+            self._h2.increment_flow_control_window(lent, stream.number)
+        self._write_answers()
+
+    def resumed(self, stream: Stream) -> None:
+        """See in a later turn of the loop whether what was delivered has been taken."""
+        if not stream.over:
+            self._touch(stream)
+            if not self._going_on:
+                self._going_on = True
+                self._link.soon(self._go_on)
 
     def completed(self, stream: Stream) -> None:
         """All that came on a stream has been delivered."""
@@ -242,15 +282,45 @@ class Connection(Generic[StreamT]):
         while self._given:
             stream = self._given.pop()
             stream.given = False
-            if stream.chunks and not stream.ending and not stream.holding:
-                stream.holding = True
-                stream.tell_hold()
-        while self._emptied:
-            stream = self._emptied.pop()
+            if stream.chunks:
+                self._hold(stream)
+                if self._stall_timer is None and not self._over:
+                    self._stall_timer = self._link.after(STALLED_S, self._look_for_stalled)
+        full = self._waiting_bytes > MOST_WAITING_BYTES
+        if full is not self._full:
+            self._full = full
+            for stream in self._streams.values():
+                if full:
+                    self._hold(stream)
+                elif stream.holding and not stream.chunks:
+                    self._emptied.append(stream)
+        while self._emptied and self._waiting_bytes <= MOST_WAITING_BYTES:
+            stream = self._emptied.popleft()
             if stream.holding and not stream.chunks and not stream.over:
                 stream.holding = False
                 stream.tell_resume()
         self._flushed()
+
+    def _hold(self, stream: Stream) -> None:
+        # Also where all has been given: so the other side learns what of it has been sent.
+        if not stream.holding and not stream.sent:
+            stream.holding = True
+            stream.tell_hold()
+
+    def _look_for_stalled(self) -> None:
+        self._stall_timer = None
+        now = monotonic()
+        waiting = [stream for stream in self._streams.values() if stream.chunks]
+        for stream in waiting:
+            if not stream.over and now - stream.moved_at >= STALLED_S:
+                reason = f"the peer took nothing of what waits for it for {STALLED_S:g} s"
+                self._break(stream, ErrorCodes.CANCEL, reason)
+        waiting = [stream for stream in waiting if not stream.over]
+        if waiting and not self._over:
+            first_s = min(stream.moved_at for stream in waiting) + STALLED_S - now
+            self._stall_timer = self._link.after(first_s, self._look_for_stalled)
+        self._flush_touched()
+        self.flush()
 
     # Sending.
 
@@ -288,6 +358,7 @@ class Connection(Generic[StreamT]):
                 return 0  # else its own window brings it back
             piece = stream.next_piece(min(window, h2.max_outbound_frame_size, FRAME_LIMIT_BYTES))
             size = len(piece)
+            self._waiting_bytes -= size
             last = stream.ending and not stream.chunks and not stream.trailers
             h2.send_data(number, piece, end_stream=last)
             self._frames.data_sent()
@@ -309,6 +380,8 @@ class Connection(Generic[StreamT]):
 
     def _all_sent(self, stream: Stream) -> None:
         stream.sent = True
+        if stream.holding:
+            self._emptied.append(stream)
         if stream.complete:
             self._forget(stream)
 
@@ -369,7 +442,7 @@ class Connection(Generic[StreamT]):
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 return
             self._touch(stream)
-            stream.deliver(event.data, event.flow_controlled_length)
+            stream.arrive(event.data, event.flow_controlled_length)
             if event.stream_ended is not None and not stream.over:
                 self._take_end(stream, [])
         elif isinstance(event, TrailersReceived):
@@ -417,15 +490,21 @@ class Connection(Generic[StreamT]):
 
     def _take_reset(self, stream: StreamT, code: int) -> None:
         self._touch(stream)
+        stream.deliver()
         self._forget(stream)
         stream.fail(f"the stream was reset: {code_name(code)}", code)
 
     def _unfit(self, stream: StreamT, reason: str) -> None:
         """What came on a stream is no message (RFC 9113 8.1.1)."""
+        self._break(stream, ErrorCodes.PROTOCOL_ERROR, reason)
+
+    def _break(self, stream: StreamT, code: ErrorCodes, reason: str) -> None:
         self._touch(stream)
-        self._reset_stream(stream.number, ErrorCodes.PROTOCOL_ERROR)
-        self._forget(stream)
-        stream.fail(reason, ErrorCodes.PROTOCOL_ERROR)
+        stream.deliver()
+        if not stream.over:
+            self._reset_stream(stream.number, code)
+            self._forget(stream)
+            stream.fail(reason, code)
 
     def _touch(self, stream: Stream) -> None:
         if not stream.touched:
@@ -436,11 +515,25 @@ class Connection(Generic[StreamT]):
         touched, self._touched = self._touched, []
         for stream in touched:
             stream.touched = False
+            stream.deliver()
+        for stream in touched:
             stream.tell_flush()
+        for stream in touched:
+            stream.settle()
+
+    def _return(self, lent: int) -> None:
+        self._lent_bytes -= lent
+        memory.held.give_back(lent)
+
+    def _discard(self, stream: Stream) -> None:
+        self._waiting_bytes -= stream.discard()
 
     def _forget(self, stream: Stream) -> None:
         """A stream is over; what it kept is thrown away, and the window given back."""
-        size = stream.drop()
+        self._discard(stream)
+        size, lent = stream.drop()
+        self._return(lent)
+        size -= lent
         if stream.turning:
             stream.turning = False
             if stream in self._turns:
@@ -463,11 +556,17 @@ class Connection(Generic[StreamT]):
         if self._over:
             return
         self._over = True
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
         self._turns.clear()
         self._starved.clear()
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
-            stream.drop()
+            stream.deliver()
+            self._discard(stream)
+            _, lent = stream.drop()
+            self._return(lent)
             self._touch(stream)
             stream.fail(reason)
         self._flush_touched()

@@ -75,6 +75,7 @@ IDLE_FRAMES_PER_SETTINGS = 10.0
 HEADER_BYTES = 9
 _header = Struct(">HBBBL")
 _setting = Struct(">HL")
+_FLAGS_AT = 4
 
 _HEADER_TABLE_SIZE = 1
 # Those of RFC 9113 6.5.2. Extended CONNECT (RFC 8441) is not spoken here.
@@ -105,6 +106,11 @@ class Frame(NamedTuple):
 
 # So much of a frame that is no DATA counts as another one, where there are too many for one turn.
 BYTES_LIKE_A_FRAME = 64
+
+# To a frame of less data what follows is copied, so that it costs the library no time of its own.
+# So many that are joined to one count as another one.
+JOINED_BELOW_BYTES = 4096
+FRAMES_LIKE_ONE = 64
 
 # And so many of them are like SETTINGS, for which each stream is looked at.
 SETTINGS_COST = 16
@@ -144,6 +150,8 @@ class Frames:
         """Yield the frames that are whole with `data`, which came at `now`: about `most` of them.
 
         Where those are not all there is `more`. Of what is no DATA some bytes count as one frame.
+        Small frames of DATA that follow each other on a stream are joined to one: each would else
+        cost as much as a large one.
 
         PRIORITY, which is deprecated (RFC 9113 5.3.2), and kinds that nobody knows are left out; of
         settings only the known ones are in.
@@ -169,11 +177,18 @@ class Frames:
             end = at + HEADER_BYTES + length
             if end > size:
                 break
+            whole: bytes | memoryview
+            if kind == DATA and length < JOINED_BELOW_BYTES and flags <= END_STREAM:
+                whole, end = _joined(data, at, size)
+                length, flags = len(whole) - HEADER_BYTES, whole[_FLAGS_AT]
+                cost += (end - at - len(whole)) // (HEADER_BYTES * FRAMES_LIKE_ONE)
+            else:
+                whole = data[at:end]
             # A byte of a header block can stand for a whole field, which takes microseconds.
             cost += 1 if kind == DATA else 1 + length // BYTES_LIKE_A_FRAME
             if kind == SETTINGS:
                 cost += SETTINGS_COST
-            frame = Frame(kind, flags, stream & 0x7FFFFFFF, data[at:end])
+            frame = Frame(kind, flags, stream & 0x7FFFFFFF, whole)
             at = end
             self._check_order(frame, length)
             if kind == SETTINGS and not flags & ACK:
@@ -236,6 +251,30 @@ class Frames:
             raise Http2Error(
                 ErrorCodes.ENHANCE_YOUR_CALM, "cannot take so many frames that move nothing"
             )
+
+
+def _joined(data: memoryview | bytes, at: int, size: int) -> tuple[bytes, int]:
+    """Return a frame with the data of those from `at`, and where they end; the first is whole."""
+    high, low, _, flags, stream = _header.unpack_from(data, at)
+    end = at + HEADER_BYTES + (high << 8 | low)
+    pieces, length = [data[at + HEADER_BYTES : end]], high << 8 | low
+    while not flags and length and size - end >= HEADER_BYTES:
+        high, low, kind, next_flags, next_stream = _header.unpack_from(data, end)
+        more = high << 8 | low
+        next_end = end + HEADER_BYTES + more
+        if (
+            kind != DATA
+            or next_stream != stream
+            or next_flags > END_STREAM
+            or not (more or next_flags)  # which moves nothing, and is charged for
+            or length + more > FRAME_LIMIT_BYTES
+            or next_end > size
+        ):
+            break
+        pieces.append(data[end + HEADER_BYTES : next_end])
+        length, flags, end = length + more, next_flags, next_end
+    head = _header.pack(length >> 8, length & 0xFF, DATA, flags, stream)
+    return head + b"".join(pieces), end
 
 
 def _known_settings(whole: bytes | memoryview) -> bytes:

@@ -17,7 +17,7 @@ from meshrun.proxy.poller import BROKEN, ONCE, READABLE, WRITABLE, Poller
 from meshrun.proxy.pump import BUFFER_BYTES
 from meshrun.proxy.splice import DATA_AT, Carrier, NoCarrier, outward
 
-__all__ = ["Link", "LinkOwner", "SocketLink", "StreamLink", "StreamRider", "end_lingering"]
+__all__ = ["Link", "LinkOwner", "SocketLink", "StreamLink", "StreamRider", "Timer", "end_lingering"]
 
 # Shared by all: the loop runs one callback at a time, and each leaves nothing behind.
 _room = memoryview(bytearray(BUFFER_BYTES))
@@ -58,6 +58,13 @@ class LinkOwner(Protocol):
         """The connection is of no use any more, and the link closed: the last event."""
 
 
+class Timer(Protocol):
+    """Something that is to be called later."""
+
+    def cancel(self) -> None:
+        """Do not call it."""
+
+
 class Link(Protocol):
     """One connection; nothing here raises, trouble comes as `broken`, never within a call of it."""
 
@@ -96,6 +103,9 @@ class Link(Protocol):
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""
+
+    def after(self, wait_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `wait_s`, unless what is returned is cancelled."""
 
 
 def end_lingering() -> None:
@@ -243,6 +253,10 @@ class SocketLink:
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""
         asyncio.get_running_loop().call_soon(callback)
+
+    def after(self, wait_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `wait_s`, unless what is returned is cancelled."""
+        return asyncio.get_running_loop().call_later(wait_s, callback)
 
     # What the poller calls.
 
@@ -466,6 +480,10 @@ class StreamLink:
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""
         asyncio.get_running_loop().call_soon(callback)
+
+    def after(self, wait_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` in `wait_s`, unless what is returned is cancelled."""
+        return asyncio.get_running_loop().call_later(wait_s, callback)
 
     # The carrier's side.
 

@@ -95,6 +95,7 @@ class Http2Server(Connection["_ServerStream"]):
             return
         if request.framing is COUNTED:
             stream.expected = request.length
+        stream.holding = self._full
         self._touch(stream)
         stream.exchange = exchange = self._handler.begin(request, stream)
         if stream.holding and not stream.over:
@@ -167,7 +168,7 @@ class _ServerStream(Stream):
             return
         self.heads.append(write_response(head))
         if head.interim or head.framing is not NO_BODY:
-            self._carrier.wants(self)
+            self._carrier.wants(self, 0)
 
     def abort(self, reason: str) -> None:
         """Break the exchange off."""

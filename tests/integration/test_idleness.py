@@ -110,7 +110,7 @@ def test_memory_is_given_back_once_most_connections_have_gone(
 
     async def come_and_go() -> None:
         trimmer = Trimmer(lambda: watched[0])
-        trimmer.connected()
+        trimmer.grown()
         watched[0] = left
         await asyncio.sleep(0.1)  # ten periods of its timer
         trimmer.close()

@@ -11,7 +11,7 @@ from h2.events import Event
 from hyperframe.frame import Frame
 
 from meshrun.proxy.http.client2 import Http2Client
-from meshrun.proxy.http.exchange import Downstream, Exchange, Failure, Upstream
+from meshrun.proxy.http.exchange import Downstream, Exchange, Failure, Handler, Upstream
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.link import LinkOwner
 from meshrun.proxy.http.server2 import Http2Server
@@ -39,6 +39,7 @@ class MemoryLink:
         self.listening = True
         self.state = "open"  # closed, reset
         self.later: list[Callable[[], None]] = []
+        self.timers: list[MemoryTimer] = []
 
     def start(self, owner: LinkOwner) -> None:
         self.owner = owner
@@ -65,6 +66,11 @@ class MemoryLink:
     def soon(self, callback: Callable[[], None]) -> None:
         self.later.append(callback)
 
+    def after(self, wait_s: float, callback: Callable[[], None]) -> "MemoryTimer":
+        timer = MemoryTimer(self, wait_s, callback)
+        self.timers.append(timer)
+        return timer
+
     def reset(self) -> None:
         self.state = "reset"
         self.owner = None
@@ -75,7 +81,8 @@ class MemoryLink:
     # The test's side.
 
     def take(self) -> bytes:
-        """Return what was written."""
+        """Return what was written, also in turns of the loop that come later."""
+        self._take_turns()
         data = bytes(self.out)
         self.out.clear()
         return data
@@ -84,6 +91,9 @@ class MemoryLink:
         """Let `data` come, and all be understood that has."""
         if self.owner is not None:
             self.owner.received(memoryview(data))
+        self._take_turns()
+
+    def _take_turns(self) -> None:
         while self.later:
             self.later.pop(0)()
 
@@ -92,6 +102,22 @@ class MemoryLink:
         self.clogged = False
         if self.owner is not None:
             self.owner.drained()
+
+
+@dataclass
+class MemoryTimer:
+    """What a link shall call later: when the test says so."""
+
+    link: MemoryLink
+    wait_s: float
+    callback: Callable[[], None]
+
+    def cancel(self) -> None:
+        self.link.timers.remove(self)
+
+    def fire(self) -> None:
+        self.link.timers.remove(self)
+        self.callback()
 
 
 @dataclass
@@ -161,12 +187,12 @@ class Recorder:
         self.exchanges: list[Recorded] = []
         self.refusals: list[int] = []
         self.closings = 0
-        self._on_begin = on_begin
+        self.on_begin = on_begin
 
     def begin(self, request: Request, downstream: Downstream) -> Exchange:
         exchange = Recorded(request=request, downstream=downstream)
         self.exchanges.append(exchange)
-        self._on_begin(request, downstream)
+        self.on_begin(request, downstream)
         return exchange
 
     def refused(self, status: int, reason: str, *, begun: bool) -> None:
@@ -233,7 +259,7 @@ class _Peer:
 class ClientPeer(_Peer):
     """A client of h2 before an `Http2Server`."""
 
-    def __init__(self, handler: Recorder, *, grpc: bool = False) -> None:
+    def __init__(self, handler: Handler, *, grpc: bool = False) -> None:
         super().__init__()
         self.link = MemoryLink()
         self.server = Http2Server(self.link, handler, grpc=grpc)
@@ -421,6 +447,9 @@ class AsyncLink(asyncio.BufferedProtocol):
 
     def soon(self, callback: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(callback)
+
+    def after(self, wait_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(wait_s, callback)
 
     def reset(self) -> None:
         self._owner = None

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.http2 import MemoryLink, RelayHandler
 
+from meshrun.proxy import memory
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
 
@@ -220,6 +221,8 @@ def play(
             give_one_up(rng.choice([asking, answering]), given_up)
         quiet = 0 if busy or waiting else quiet + 1
     assert server.in_flight == client.in_flight == 0
+    for connection in (server, client):
+        assert connection._waiting_bytes == connection._lent_bytes == memory.held.bytes == 0
     assert asking.link.state == answering.link.state == "open"
     return asking, answering, given_up
 
