@@ -69,6 +69,18 @@ class Wire2:
         self.h2.send_data(number, data, end_stream=end)
         self._send()
 
+    def pour(self, number: int, data: bytes, *, end: bool = False) -> None:
+        """Send a body of any size, and hear what comes meanwhile."""
+        at = 0
+        while at < len(data):
+            room = min(self.h2.local_flow_control_window(number), self.h2.max_outbound_frame_size)
+            if room > 0:
+                piece = data[at : at + room]
+                at += len(piece)
+                self.say(number, piece, end=end and at == len(data))
+            else:
+                self._receive()
+
     def answer(self, number: int, status: int = 200, body: bytes = b"ok") -> None:
         """Send a whole response."""
         self.head(number, [(":status", str(status))])
