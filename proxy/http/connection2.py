@@ -1,16 +1,15 @@
 """HTTP/2 on one connection, as far as it is the same for servers and clients (RFC 9113).
 
-The library h2 keeps the states of streams, the windows and the compression; `frames2` looks at each
-frame before it does. It is fed a frame at a time, so that what comes before a fault is not lost,
-and so that what h2 has only one answer to, the end of the connection, can be the end of a stream.
+The library h2, as `machine2` runs it, keeps the states of streams and the windows; `frames2` looks
+at each frame before it does. It is fed a frame at a time, so that what comes before a fault is not
+lost, and so that what h2 has only one answer to, the end of the connection, can be the end of a
+stream.
 """
 
 from collections import deque
 from time import monotonic
 from typing import Generic, TypeVar
 
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -21,17 +20,17 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import NoSuchStreamError, ProtocolError
-from h2.settings import SettingCodes, Settings
+from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
 from meshrun.proxy import memory
 from meshrun.proxy.errors import Http2Error, HttpError
-from meshrun.proxy.http import frames2, hpack2
+from meshrun.proxy.http import frames2
 from meshrun.proxy.http.fields2 import read_trailers
 from meshrun.proxy.http.frames2 import FRAME_LIMIT_BYTES, Frame, Frames
-from meshrun.proxy.http.head1 import HEAD_LIMIT_BYTES
 from meshrun.proxy.http.heads import Fields
 from meshrun.proxy.http.link import Link, Timer
+from meshrun.proxy.http.machine2 import Machine
 from meshrun.proxy.http.stream2 import Stream
 
 __all__ = ["MOST_STREAMS", "Connection", "code_name"]
@@ -69,11 +68,6 @@ BATCH_BYTES = 64 * 1024
 MOST_UNREAD_BYTES = 64 * 1024
 
 
-class _Machine(H2Connection):
-    # How streams were closed is remembered for late frames; h2's 65,536 would be megabytes.
-    MAX_CLOSED_STREAMS = 1024
-
-
 StreamT = TypeVar("StreamT", bound=Stream)
 
 
@@ -82,26 +76,8 @@ class Connection(Generic[StreamT]):
 
     def __init__(self, link: Link, *, client: bool) -> None:
         self._link = link
-        config = H2Configuration(
-            client_side=client,
-            header_encoding=False,
-            validate_inbound_headers=False,
-            normalize_inbound_headers=False,
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-        )
-        self._h2 = _Machine(config)
-        self._h2.decoder = hpack2.Decoder()
-        self._h2.encoder = hpack2.Encoder()
-        self._h2.local_settings = Settings(
-            client=client,
-            initial_values={
-                SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
-                SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS,
-                SettingCodes.MAX_FRAME_SIZE: FRAME_LIMIT_BYTES,
-                SettingCodes.MAX_HEADER_LIST_SIZE: HEAD_LIMIT_BYTES,
-            },
+        self._h2 = Machine(
+            client=client, window_bytes=STREAM_WINDOW_BYTES, most_streams=MOST_STREAMS
         )
         self._frames = Frames(of_client=not client)
         self._streams: dict[int, StreamT] = {}
@@ -123,11 +99,7 @@ class Connection(Generic[StreamT]):
     def start(self) -> None:
         """Say the preface, and begin to receive."""
         h2 = self._h2
-        h2.initiate_connection()
-        # Streams over the limit are refused one by one; h2 would close the connection.
-        del h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]
-        if not h2.config.client_side:
-            h2.receive_data(frames2.PREFACE)  # `Frames` has it from the peer, before anything else
+        h2.begin()
         h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
         self._link.start(self)
         self.flush()
@@ -216,7 +188,12 @@ class Connection(Generic[StreamT]):
 
     def lend(self, size: int) -> bool:
         """Let the peer send `size` bytes more on other streams, if so much may be kept."""
-        if self._over or self._lent_bytes + size > MOST_LENT_BYTES or not memory.held.take(size):
+        if (
+            self._over
+            or self._h2.inbound_flow_control_window >= CONNECTION_WINDOW_BYTES // 2  # no need yet
+            or self._lent_bytes + size > MOST_LENT_BYTES
+            or not memory.held.take(size)
+        ):
             return False
         self._lent_bytes += size
         self._write_unasked()
@@ -361,7 +338,7 @@ class Connection(Generic[StreamT]):
             self._waiting_bytes -= size
             last = stream.ending and not stream.chunks and not stream.trailers
             h2.send_data(number, piece, end_stream=last)
-            self._frames.data_sent()
+            self._frames.data_sent(size)
             if last:
                 self._all_sent(stream)
                 return size
@@ -428,7 +405,7 @@ class Connection(Generic[StreamT]):
             self._take_goaway(frame)
             return
         self._write_unasked()
-        events = self._h2.receive_data(frame.whole)
+        events = self._h2.take(frame)
         self._write_answers()
         for event in events:
             self._obey(event)

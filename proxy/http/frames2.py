@@ -44,8 +44,9 @@ ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
 
-# RFC 9113 4.2: what every peer may send without asking.
-FRAME_LIMIT_BYTES = 16 * 1024
+# What peers are told that they may send, and are sent at the most if they take it, since each frame
+# costs as much as many bytes. RFC 9113 4.2: 16 KiB everybody takes.
+FRAME_LIMIT_BYTES = 64 * 1024
 
 # RFC 9113 6.5.2: of the encoder here, and so of what a peer can make it search and keep.
 HEADER_TABLE_BYTES = 4096
@@ -63,6 +64,7 @@ MOST_IDLE_FRAMES = 1000.0
 IDLE_FRAMES_PER_S = 100.0
 IDLE_FRAMES_PER_HEAD = 10.0
 IDLE_FRAMES_PER_DATA_SENT = 10.0
+DATA_SENT_BYTES = 16 * 1024  # so much of a frame is another one: Go says something every 4 KiB
 IDLE_FRAMES_PER_DATA_RECEIVED = 1.0
 
 # A frame of less data than that is no merit, but it may come as often as one likes: the messages of
@@ -107,9 +109,9 @@ class Frame(NamedTuple):
 # So much of a frame that is no DATA counts as another one, where there are too many for one turn.
 BYTES_LIKE_A_FRAME = 64
 
-# To a frame of less data what follows is copied, so that it costs the library no time of its own.
+# To a frame of less data what follows is copied: that takes less time than a frame of its own does.
 # So many that are joined to one count as another one.
-JOINED_BELOW_BYTES = 4096
+JOINED_BELOW_BYTES = FRAME_LIMIT_BYTES // 2
 FRAMES_LIKE_ONE = 64
 
 # And so many of them are like SETTINGS, for which each stream is looked at.
@@ -127,12 +129,14 @@ class Frames:
         "_idle",
         "_preface",
         "_rest",
+        "_wanted",
         "more",
     )
 
     def __init__(self, *, of_client: bool) -> None:
         self._preface = PREFACE if of_client else b""
-        self._rest = b""
+        self._rest = bytearray()
+        self._wanted = 0  # so much of it is a whole frame, as far as is known
         self.more = False  # whole frames may be left, since there were too many for one turn
         self._begun = False  # the peer has sent its settings
         self._block_of = 0  # the stream of the header block that is not complete
@@ -159,10 +163,14 @@ class Frames:
         """
         if self._preface:
             data = self._past_preface(memoryview(data))
-        if self._rest:
-            data = memoryview(self._rest + data)
-        at, size, cost = 0, len(data), 0
         self.more = False
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:  # or each byte would cost a copy of all before it
+                return
+            data, self._rest = memoryview(bytes(self._rest)), bytearray()
+        at, size, cost = 0, len(data), 0
+        self._wanted = 0
         while size - at >= HEADER_BYTES:
             if most is not None and cost >= most:
                 self.more = True
@@ -176,8 +184,8 @@ class Frames:
                 )
             end = at + HEADER_BYTES + length
             if end > size:
+                self._wanted = end - at
                 break
-            whole: bytes | memoryview
             if kind == DATA and length < JOINED_BELOW_BYTES and flags <= END_STREAM:
                 whole, end = _joined(data, at, size)
                 length, flags = len(whole) - HEADER_BYTES, whole[_FLAGS_AT]
@@ -199,11 +207,11 @@ class Frames:
                 if kind == PRIORITY or kind > CONTINUATION:
                     continue
             yield frame
-        self._rest = bytes(data[at:])
+        self._rest += data[at:]
 
-    def data_sent(self) -> None:
-        """A frame of data was sent: the peer may say something about windows."""
-        self._idle.earn(IDLE_FRAMES_PER_DATA_SENT)
+    def data_sent(self, size: int) -> None:
+        """A frame with `size` bytes was sent: the peer may say something about windows."""
+        self._idle.earn(IDLE_FRAMES_PER_DATA_SENT * (1 + size / DATA_SENT_BYTES))
 
     def _past_preface(self, data: memoryview) -> memoryview:
         count = min(len(self._preface), len(data))
@@ -253,7 +261,7 @@ class Frames:
             )
 
 
-def _joined(data: memoryview | bytes, at: int, size: int) -> tuple[bytes, int]:
+def _joined(data: memoryview | bytes, at: int, size: int) -> tuple[bytes | memoryview, int]:
     """Return a frame with the data of those from `at`, and where they end; the first is whole."""
     high, low, _, flags, stream = _header.unpack_from(data, at)
     end = at + HEADER_BYTES + (high << 8 | low)
@@ -273,6 +281,8 @@ def _joined(data: memoryview | bytes, at: int, size: int) -> tuple[bytes, int]:
             break
         pieces.append(data[end + HEADER_BYTES : next_end])
         length, flags, end = length + more, next_flags, next_end
+    if len(pieces) == 1:
+        return data[at:end], end
     head = _header.pack(length >> 8, length & 0xFF, DATA, flags, stream)
     return head + b"".join(pieces), end
 

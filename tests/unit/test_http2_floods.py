@@ -334,7 +334,7 @@ def test_table_of_the_decoder_stays_small(attacker: Attacker) -> None:
         (b"GET / HTTP/1.1\r\n\r\n", ErrorCodes.PROTOCOL_ERROR),
         (PREFACE + PingFrame(0).serialize(), ErrorCodes.PROTOCOL_ERROR),
         (PREFACE + SettingsFrame(0, flags=["ACK"]).serialize(), ErrorCodes.PROTOCOL_ERROR),
-        (BEGINNING + b"\0\x40\1\0\0\0\0\0\1", ErrorCodes.FRAME_SIZE_ERROR),
+        (BEGINNING + b"\1\0\1\0\0\0\0\0\1", ErrorCodes.FRAME_SIZE_ERROR),
         (BEGINNING + b"\0\0\5\4\0\0\0\0\0aaaaa", ErrorCodes.FRAME_SIZE_ERROR),
         (BEGINNING + b"\0\0\4\2\0\0\0\0\1aaaa", None),
         (BEGINNING + b"\0\0\1\0\x08\0\0\0\1\5", ErrorCodes.PROTOCOL_ERROR),
