@@ -70,7 +70,7 @@ def test_large_bodies_pass_each_other(mesh: HttpMesh, entry: Entry) -> None:
         # The end of a response is that of its request as well: it comes last.
         app.pour(number, down[:-1])
         heard.append(app.hear_body(number))
-        app.say(number, down[-1:], end=True)
+        app.pour(number, down[-1:], end=True)
         poured.set()
 
     thread = threading.Thread(target=serve)

@@ -8,6 +8,7 @@ import hashlib
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from support.http2 import MemoryLink, RelayHandler
 
 from meshrun.proxy import memory
+from meshrun.proxy.http import connection2, stream2
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
 
@@ -245,6 +247,32 @@ def test_no_byte_is_lost_or_out_of_order_and_each_stream_ends_once(
             assert bytes(side.heard) == noise(f"{name} {other}", size)
             assert side.heard_trailers is trailers
             assert side.heard_ends == 1
+
+
+@given(
+    STREAMS,
+    st.integers(0, 2**32),
+    st.sampled_from([100, 65_535, 300_000]),
+    st.sampled_from([0, 0, 100]),
+)
+@settings(deadline=None, max_examples=60)
+def test_bodies_larger_than_all_windows_come_through(
+    streams: list[tuple[int, bool, int, bool]], seed: int, window: int, give_up: int
+) -> None:
+    streams = streams * (1 if window < 1000 else 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection2, "STREAM_WINDOW_BYTES", 30_000)
+        patch.setattr(connection2, "CONNECTION_WINDOW_BYTES", 70_000)
+        patch.setattr(connection2, "MOST_LENT_BYTES", 100_000)
+        patch.setattr(connection2, "MOST_WAITING_BYTES", 50_000)
+        patch.setattr(stream2, "PIECE_BYTES", 20_000)
+        asking, answering, given_up = play(streams, seed, (window, window), give_up)
+    for at, (up, _, down, _) in enumerate(streams):
+        for end, other, size in ((answering, "up", up), (asking, "down", down)):
+            if str(at) not in given_up:
+                side = end.sides[end.numbers[str(at)]]
+                assert bytes(side.heard) == noise(f"{at} {other}", size)
+                assert side.heard_ends == 1
 
 
 @given(STREAMS, st.integers(0, 2**32))
