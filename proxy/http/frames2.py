@@ -113,6 +113,7 @@ BYTES_LIKE_A_FRAME = 64
 # So many that are joined to one count as another one.
 JOINED_BELOW_BYTES = FRAME_LIMIT_BYTES // 2
 FRAMES_LIKE_ONE = 64
+MOST_JOINED = 1024
 
 # And so many of them are like SETTINGS, for which each stream is looked at.
 SETTINGS_COST = 16
@@ -266,7 +267,7 @@ def _joined(data: memoryview | bytes, at: int, size: int) -> tuple[bytes | memor
     high, low, _, flags, stream = _header.unpack_from(data, at)
     end = at + HEADER_BYTES + (high << 8 | low)
     pieces, length = [data[at + HEADER_BYTES : end]], high << 8 | low
-    while not flags and length and size - end >= HEADER_BYTES:
+    while not flags and length and size - end >= HEADER_BYTES and len(pieces) < MOST_JOINED:
         high, low, kind, next_flags, next_stream = _header.unpack_from(data, end)
         more = high << 8 | low
         next_end = end + HEADER_BYTES + more

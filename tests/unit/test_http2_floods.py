@@ -462,3 +462,17 @@ def test_frames_that_come_at_once_leave_others_their_turn(attacker: Attacker) ->
     assert turns == [64, 128, 192]
     assert len(begun) == 200
     assert link.listening
+
+
+def test_small_data_that_comes_at_once_leaves_others_their_turn(attacker: Attacker) -> None:
+    link = attacker.link
+    attacker.send(attacker.head(end=False))
+    [exchange] = attacker.handler.exchanges
+    assert link.owner is not None
+    link.owner.received(memoryview(DataFrame(1, b"x").serialize() * 10_000))
+    turns = [len(exchange.body)]
+    while link.later:
+        link.later.pop(0)()
+        turns.append(len(exchange.body))
+    assert turns == [4096, 8192, 10_000]
+    assert exchange.said == ["data"] * 3
