@@ -56,10 +56,6 @@ class Frame(IntEnum):
 
 _DATA = int(Frame.DATA) << 24
 
-# Smaller DATA that follow each other are handed on as one: each costs a call through everything up
-# to the app, and a write to it.
-JOINED_BELOW_BYTES = 4096
-
 
 class Refusal(IntEnum):
     """Why a stream was refused."""
@@ -146,8 +142,8 @@ _KINDS: Mapping[int, tuple[Frame, int, int]] = {
 class Decoder:
     """Cuts what was received into frames, however it was fragmented.
 
-    The payload of a DATA frame comes in as many parts as it was received in, never kept, or with
-    those of its neighbours where they are small; that of a REFUSED comes whole.
+    The payload of a DATA frame comes in as many parts as it was received in, never kept; that of a
+    REFUSED comes whole.
     """
 
     __slots__ = ("_data_left", "_kept")
@@ -169,7 +165,7 @@ class Decoder:
         return data[HEADER_BYTES:] if header == _DATA | len(data) - HEADER_BYTES else None
 
     def feed(self, data: memoryview) -> Iterator[tuple[Frame, memoryview]]:
-        """Yield the frames in `data`, their payloads as views; raise FramingError."""
+        """Yield the frames in `data`, their payloads as views of it; raise FramingError."""
         if self._kept:
             data = memoryview(self._kept + bytes(data))
             self._kept = b""
@@ -186,11 +182,6 @@ class Decoder:
             (header,) = _unpack_from(data, at)
             frame, length = _checked(header >> 24, header & 0xFFFFFF)
             if frame is Frame.DATA:
-                joined, next_at = _small_data(data, at, end)
-                if joined:
-                    at = next_at
-                    yield Frame.DATA, memoryview(joined)
-                    continue
                 self._data_left = length
                 at += HEADER_BYTES
                 continue
@@ -200,20 +191,6 @@ class Decoder:
             yield frame, data[at : at + length]
             at += length
         self._kept = bytes(data[at:])
-
-
-def _small_data(data: memoryview, at: int, end: int) -> tuple[bytes, int]:
-    """Return what several small DATA frames from `at` carry, and where they end; none, nothing."""
-    pieces: list[memoryview] = []
-    while end - at >= HEADER_BYTES:
-        (header,) = _unpack_from(data, at)
-        length = header - _DATA
-        stop = at + HEADER_BYTES + length
-        if not 0 < length < JOINED_BELOW_BYTES or stop > end:
-            break
-        pieces.append(data[at + HEADER_BYTES : stop])
-        at = stop
-    return (b"".join(pieces), at) if len(pieces) > 1 else (b"", at)
 
 
 def _checked(kind: int, length: int) -> tuple[Frame, int]:
