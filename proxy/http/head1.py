@@ -16,12 +16,18 @@ from http import HTTPStatus
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
 from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
+from meshrun.proxy.http.own_fields import REQUEST_ID_BYTES, request_id, tells_who_calls
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
     "CONNECTION_FIELDS",
     "FIELD_LIMIT",
     "HEAD_LIMIT_BYTES",
+    "METHOD_LIMIT_BYTES",
+    "RAW_LIMIT_BYTES",
+    "check_count",
+    "check_method",
+    "check_size",
     "find_head",
     "forget_lines",
     "parse_fields",
@@ -32,9 +38,28 @@ __all__ = [
     "write_response",
 ]
 
-# Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses.
+# Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses. Only what
+# goes from end to end counts, and not the request's identifier: else the second sidecar would
+# refuse what the first took, for what that one has written into it.
 HEAD_LIMIT_BYTES = 60 * 1024
 FIELD_LIMIT = 100
+
+# Of a head as it comes.
+RAW_LIMIT_BYTES = HEAD_LIMIT_BYTES + 4 * 1024
+MOST_LINES = FIELD_LIMIT + 28
+# A head that is no longer is within the limit also where each octet of its path becomes three.
+UNMEASURED_BYTES = HEAD_LIMIT_BYTES // 3
+
+# RFC 9112 3: what is longer than any that is implemented gets a 501. The longest that is registered
+# has 17 octets; logs and events are spared what somebody makes up.
+METHOD_LIMIT_BYTES = 32
+
+# Of a service, as of a label of DNS.
+LONGEST_NAME = 63
+
+# Of a list in a field that is understood here, such as Connection, empty ones included: each is
+# compared with all that must not stand there, and an honest sender names three or four.
+MOST_MEMBERS = 32
 
 # So many lines of one head are looked up among those that are known, and so many are read by
 # themselves that are not: that costs more than to read them together. Few honest senders have more,
@@ -57,6 +82,11 @@ CONNECTION_FIELDS = frozenset(
 )
 # What is an attribute of a request, or may have to go.
 _REQUEST_FIELDS = CONNECTION_FIELDS | {"expect", "host"}
+
+_TOO_MANY = f"cannot take more than {FIELD_LIMIT} fields"
+
+# What a special field is called that tells who calls, which only the sidecar may: it is dropped.
+_FORGED = "forged"
 
 # What is not kept longer than the request it came with (RFC 7541 7.1.3).
 _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
@@ -87,6 +117,9 @@ _INDISPENSABLE = frozenset(
 _NO_OPTIONS: Set[str] = frozenset()
 # What Connection names of what is never in the fields.
 _OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
+
+# A colon, a blank and the end of a line.
+_FIELD_OVERHEAD_BYTES = 4
 
 # After these the connection could carry requests that no rule is asked about.
 _PROTOCOLS_OF_REQUESTS = frozenset({"h2", "h2c", "http", "tls"})
@@ -120,11 +153,11 @@ def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = Fa
 
     `start` is how much was looked through before, less 3. Raises HttpError as soon as it is known
     that this will be no head: 502 for a response, else 400, or where it is longer than
-    HEAD_LIMIT_BYTES 431, and 414 where its first line alone is.
+    RAW_LIMIT_BYTES 431, and 414 where its first line alone is.
     """
     end = data.find(b"\r\n\r\n", start) + 4
     if end > 3:
-        if end <= HEAD_LIMIT_BYTES:
+        if end <= RAW_LIMIT_BYTES:
             return end
     elif data:
         # Empty lines before a request are for a server to skip (RFC 9112 2.2): this one does not.
@@ -132,17 +165,48 @@ def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = Fa
             raise _no_head(of_response, 400, "cannot take the head: it begins with no letter")
         if _bare_lf.search(data, start):
             raise _no_head(of_response, 400, "cannot take the head: a line ends without CR")
-    if end > 3 or len(data) >= HEAD_LIMIT_BYTES:
-        what, status = "a head", 431
-        if data.find(b"\r\n", 0, HEAD_LIMIT_BYTES) < 0:
-            what, status = "a first line", 414
-        message = f"cannot take {what} of more than {HEAD_LIMIT_BYTES} bytes"
-        raise _no_head(of_response, status, message)
+    if end > 3 or len(data) >= RAW_LIMIT_BYTES:
+        what, status = "head", 431
+        if data.find(b"\r\n", 0, RAW_LIMIT_BYTES) < 0:
+            what, status = "first line", 414
+        raise _no_head(of_response, status, _too_long(what))
     return -1
 
 
 def _no_head(of_response: bool, status: int, message: str) -> HttpError:
     return HttpError(502 if of_response else status, message)
+
+
+def _too_long(what: str) -> str:
+    return f"cannot take a {what} of more than {HEAD_LIMIT_BYTES} bytes"
+
+
+def check_method(method: str) -> None:
+    """Raise HttpError (501) for a method of more than METHOD_LIMIT_BYTES."""
+    if len(method) > METHOD_LIMIT_BYTES:
+        raise HttpError(501, f"cannot take a method of more than {METHOD_LIMIT_BYTES} bytes")
+
+
+def check_count(fields: Fields, status: int) -> None:
+    """Raise HttpError (`status`) for more than FIELD_LIMIT fields beside the identifier."""
+    count = len(fields)
+    if count > FIELD_LIMIT and count - (request_id(fields) is not None) > FIELD_LIMIT:
+        raise HttpError(status, _TOO_MANY)
+
+
+def check_size(head: Request | Response, overhead_bytes: int, status: int) -> None:
+    """Raise HttpError (`status`) for a head of more than HEAD_LIMIT_BYTES beside the identifier.
+
+    `overhead_bytes` is what each field counts for beside its characters.
+    """
+    size = sum([len(name) + len(value) + overhead_bytes for name, value in head.fields])
+    if isinstance(head, Request):
+        size += len(head.method) + len(head.path) + len(head.query)
+        size += max(len(head.authority), LONGEST_NAME)  # HTTP/1.0 may have left it to the sidecar
+    if request_id(head.fields) is not None:
+        size -= REQUEST_ID_BYTES + overhead_bytes
+    if size > HEAD_LIMIT_BYTES:
+        raise HttpError(status, _too_long("head"))
 
 
 def parse_request(head: bytes | bytearray) -> Request:
@@ -174,6 +238,8 @@ def parse_request(head: bytes | bytearray) -> Request:
     )
     if special:
         _take_specials(request, special)
+    if len(text) > UNMEASURED_BYTES:
+        check_size(request, _FIELD_OVERHEAD_BYTES, 431)
     return request
 
 
@@ -192,7 +258,7 @@ def _take_specials(request: Request, special: "dict[str, _Special]") -> None:
     # Behind a body there is none: parsers differ about whose those bytes would be.
     if "upgrade" in special and request.framing is NO_BODY:
         request.upgrade = _upgrade(special["upgrade"].value, options, 400)
-    if "te" in special and _takes_trailers(special["te"].value):
+    if "te" in special and "trailers" in _members("TE", special["te"].value.lower(), 400):
         request.fields.append(("TE", "trailers"))
     if "expect" in special:
         if special["expect"].value.lower() != "100-continue":
@@ -238,6 +304,8 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
             response.keeps_alive = False
         elif length != 0:
             response.framing = framing
+    if len(text) > UNMEASURED_BYTES:
+        check_size(response, _FIELD_OVERHEAD_BYTES, 502)
     return response
 
 
@@ -258,6 +326,7 @@ def _read_request_line(line: str) -> tuple[str, str, str, str, int]:
     if not found:
         raise _no_request_line(line)
     method, target, minor = found.groups()
+    check_method(method)
     if method == "CONNECT":
         raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
     named, path, query = split_target(target)
@@ -321,7 +390,7 @@ def _read_length(value: str, status: int) -> int:
 
 
 def _read_options(value: str, status: int) -> Set[str]:
-    options = {option for member in value.lower().split(",") if (option := member.strip(" \t"))}
+    options = frozenset(_members("Connection", value.lower(), status))
     for option in options:
         if not _token.fullmatch(option):
             raise HttpError(status, "cannot take the head: Connection is no list of tokens")
@@ -330,16 +399,26 @@ def _read_options(value: str, status: int) -> Set[str]:
     return options
 
 
+def _members(name: str, value: str, status: int) -> list[str]:
+    """Return what a list names (RFC 9110 5.6.1)."""
+    members = value.split(",", MOST_MEMBERS)
+    if len(members) > MOST_MEMBERS:
+        raise HttpError(status, f"cannot take the head: {name} has over {MOST_MEMBERS} members")
+    return [member for each in members if (member := each.strip(" \t"))]
+
+
 class _FieldLines:
     """The field lines of requests, or those of responses: a pair each, or what is special."""
 
-    __slots__ = ("_known", "_line", "_lines", "_special", "_status")
+    __slots__ = ("_known", "_line", "_lines", "_of_requests", "_special", "_status", "_too_many")
 
-    def __init__(self, name: str, special: Set[str], status: int) -> None:
+    def __init__(self, name: str, special: Set[str], *, of_requests: bool) -> None:
         self._line = re.compile(rf"([{name}]++):[ \t]*+({_VALUE})")
         self._lines = re.compile(rf"^([{name}]++):[ \t]*+({_VALUE})\r\n", re.MULTILINE)
         self._special = special
-        self._status = status  # of a refusal
+        self._of_requests = of_requests
+        self._status = 400 if of_requests else 502  # of a refusal
+        self._too_many = 431 if of_requests else 502
         self._known: KnownLines[tuple[str, str] | _Special] = KnownLines()
 
     def parse(self, text: str, lines: list[str]) -> tuple[Fields, dict[str, _Special]]:
@@ -377,13 +456,14 @@ class _FieldLines:
     ) -> None:
         """Add what stands behind the lines `before`, without looking up or keeping any."""
         start = sum(map(len, before)) + 2 * len(before)
-        for pair in self.read(text, start):
-            name = pair[0].lower()
-            if name not in self._special:
+        for pair in self._read(text, start, MOST_LINES + 1 - len(before)):
+            name = self._special_name(pair[0].lower())
+            if name is None:
                 fields.append(pair)
                 continue
             field = _special(name, pair[1], self._status)
             special[name] = self._joined(special[name], field) if name in special else field
+        check_count(fields, self._too_many)
 
     def _read_line(self, line: str) -> tuple[str, str] | _Special:
         found = self._line.fullmatch(line)
@@ -395,16 +475,24 @@ class _FieldLines:
         lower = name.lower()
         if lower in _SECRETS:
             return name, value
-        field = _special(lower, value, self._status) if lower in self._special else (name, value)
+        special = self._special_name(lower)
+        field = (name, value) if special is None else _special(special, value, self._status)
         self._known.came(line, field)
         return field
 
+    def _special_name(self, name: str) -> str | None:
+        if name in self._special:
+            return name
+        return _FORGED if self._of_requests and tells_who_calls(name) else None
+
     def read(self, text: str, start: int) -> Fields:
         """Return all field lines from `start` on, to the empty line that must end `text`."""
+        return self._read(text, start, FIELD_LIMIT)
+
+    def _read(self, text: str, start: int, most: int) -> Fields:
         count = text.count("\n", start) - 1
-        if count > FIELD_LIMIT:
-            status = 431 if self._status == 400 else self._status
-            raise HttpError(status, f"cannot take more than {FIELD_LIMIT} fields")
+        if count > most:
+            raise HttpError(self._too_many, _TOO_MANY)
         fields = self._lines.findall(text, start)
         # Each match is a whole line: where there are as many as lines but the empty one, all are.
         if len(fields) != count or not text.endswith("\r\n\r\n"):
@@ -439,8 +527,8 @@ class _FieldLines:
         return HttpError(self._status, _NO_END)
 
 
-_requests = _FieldLines(_TCHAR_BUT_UNDERSCORE, _REQUEST_FIELDS, 400)
-_responses = _FieldLines(_TCHAR, CONNECTION_FIELDS, 502)
+_requests = _FieldLines(_TCHAR_BUT_UNDERSCORE, _REQUEST_FIELDS, of_requests=True)
+_responses = _FieldLines(_TCHAR, CONNECTION_FIELDS, of_requests=False)
 
 
 def forget_lines() -> None:
@@ -469,8 +557,8 @@ def _framing(special: dict[str, _Special], minor: int, status: int) -> tuple[Fra
 
 
 def _no_coding(coding: str, status: int) -> HttpError:
-    codings = [member.strip(" \t").lower() for member in coding.split(",")]
-    if status == 400 and codings[-1] == "chunked" and codings.count("chunked") == 1:
+    codings = _members("Transfer-Encoding", coding.lower(), status)
+    if status == 400 and codings.count("chunked") == 1 < len(codings) and codings[-1] == "chunked":
         return HttpError(501, "cannot take the request: its transfer coding is not only chunked")
     return HttpError(status, "cannot take the head: Transfer-Encoding is not chunked")
 
@@ -493,19 +581,13 @@ def _upgrade(said: str, options: Set[str], status: int) -> str:
     if "upgrade" not in options:
         return ""
     protocols = []
-    for member in said.split(","):
-        if not (protocol := member.strip(" \t")):
-            continue
+    for protocol in _members("Upgrade", said, status):
         found = _protocol.fullmatch(protocol)
         if not found:
             raise HttpError(status, "cannot take the head: Upgrade is no list of protocols")
         if found[1].lower() not in _PROTOCOLS_OF_REQUESTS:
             protocols.append(protocol)
     return ", ".join(protocols)
-
-
-def _takes_trailers(te: str) -> bool:
-    return any(member.strip(" \t").lower() == "trailers" for member in te.split(","))
 
 
 # What is wrong, for whoever reads the answer: found only when it is known that something is.

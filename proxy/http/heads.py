@@ -6,10 +6,11 @@ here (`authority`, `length`, `upgrade`). Text is Latin-1, a character for a byte
 """
 
 from enum import Enum, auto
+from functools import lru_cache
 
 import msgspec
 
-__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response"]
+__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response", "folded"]
 
 Fields = list[tuple[str, str]]
 
@@ -67,3 +68,26 @@ class Response(msgspec.Struct, eq=False):
     def interim(self) -> bool:
         """Whether another response to the same request follows; 101 is final."""
         return self.status < 200 and self.status != 101
+
+
+_SMALL = bytes(range(256)).lower()
+_SEPARATORS = bytes(octet for octet in range(128) if not chr(octet).isalnum())
+
+# What is remembered of names, which a peer chooses, is bounded by this.
+_LONGEST_REMEMBERED = 64
+
+
+def folded(name: str) -> bytes:
+    """Return the letters and digits of a field's name, in small letters.
+
+    To CGI and WSGI a hyphen is an underscore, to PHP a dot is one as well, and Apache has made one
+    of whatever is no letter: names that differ in nothing else are one field to some app.
+    """
+    return _remembered(name) if len(name) <= _LONGEST_REMEMBERED else _folded(name)
+
+
+def _folded(name: str) -> bytes:
+    return name.encode("latin-1").translate(_SMALL, _SEPARATORS)
+
+
+_remembered = lru_cache(maxsize=512)(_folded)

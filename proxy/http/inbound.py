@@ -309,7 +309,7 @@ class _Exchange(Relay):
             connection.retire()
             return
         request = self.request
-        request.fields = own_fields.for_app(request.fields, inbound.request_ids)
+        own_fields.add_request_id(request.fields, inbound.request_ids)
         self._call = inbound.gate.judge(caller, request, self._forbidden)
         if self._call is None:
             self._deny()
