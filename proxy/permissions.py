@@ -314,4 +314,5 @@ class Matcher:
             return False
         if self._path is not None and not self._path(path):
             return False
-        return all(header.matches(fields) for header in self._headers)
+        headers = self._headers  # `all` of nothing costs as much as the rest of this
+        return not headers or all(header.matches(fields) for header in headers)

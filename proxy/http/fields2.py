@@ -117,6 +117,7 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
             request.length = _number(length, 400)
     elif length is not None and _number(length, 400):
         raise _unfit("there is no body, though Content-Length says so")
+    request.takes_trailers = "te" in special
     _take_expectation(special, request)
     return request
 
@@ -136,7 +137,6 @@ def _take_special(name: str, field: Field, special: dict[str, str], regular: Fie
         if value.lower() != "trailers":
             raise _unfit("TE is not trailers")
         regular.append((name, "trailers"))
-        return
     elif name not in ("content-length", "expect", "host"):
         raise _unfit(f"{name} belongs to a connection of HTTP/1")
     elif name in special:

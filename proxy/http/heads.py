@@ -32,7 +32,8 @@ class Request(msgspec.Struct, eq=False):
     """The head of a request; `path` is normalised, `query` is empty or begins with `?`.
 
     `authority` is the host as it was sent, `upgrade` what HTTP/1.1's Upgrade asked for.
-    `keeps_alive` says whether the sender wants to use the connection again.
+    `takes_trailers` repeats what TE in the fields says. `keeps_alive` says whether the sender wants
+    to use the connection again.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Request(msgspec.Struct, eq=False):
     length: int = 0
     upgrade: str = ""
     expects_continue: bool = False
+    takes_trailers: bool = False
     keeps_alive: bool = True
     minor_version: int = 1  # of HTTP/1; HTTP/2 can do all that 1.1 can
 

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.fields2 import read_request
 from meshrun.proxy.http.head1 import (
     FIELD_LIMIT,
     HEAD_LIMIT_BYTES,
@@ -584,9 +585,9 @@ def test_that_trailers_are_taken_stays(te: str) -> None:
 
 
 def test_that_trailers_are_taken_is_written_for_requests_of_http_2_too() -> None:
-    assert write_request(ASKED(fields=[("te", "trailers")])).endswith(
-        b"\r\nte: trailers\r\nConnection: TE\r\n\r\n"
-    )
+    pseudo = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")]
+    read = read_request([*pseudo, (b"te", b"trailers")], ended=True, underscores=False)
+    assert write_request(read).endswith(b"\r\nte: trailers\r\nConnection: TE\r\n\r\n")
 
 
 @pytest.mark.parametrize(
