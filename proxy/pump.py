@@ -92,6 +92,11 @@ class Pump:
         """Whether everything written has been taken."""
         return not self._unsent
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, also where that was not read yet."""
+        return sockets.hung_up(self._sock)
+
     def start(self, owner: Owner) -> None:
         """Tell `owner` from now on, first of what the handshake read too far."""
         self._owner = owner

@@ -95,6 +95,11 @@ class _Tunnel:
             if rider is not None:
                 self._break(rider, reason)
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, also where that was not read yet."""
+        return self._pump.hung_up
+
     # The rider's carrier.
 
     def send(self, count: int, *, last: bool) -> bool:
