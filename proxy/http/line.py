@@ -39,8 +39,8 @@ class LineOwner(Protocol):
 class Line:
     """Goes to where `found` leads, once it is told to `ride` it.
 
-    `deadline` (the loop's clock) is when some instance must have accepted it. A line that does not
-    last is not to be used for more, one that was `unsent` has brought nothing to any app.
+    `deadline` (the loop's clock) is when some instance must have accepted it. One that is `retired`
+    takes no more requests; what went over one that is `unsent` has not reached any app.
     """
 
     __slots__ = (
@@ -52,12 +52,12 @@ class Line:
         "_owner",
         "_poller",
         "_reaching",
-        "_retired",
         "_tunnels",
         "client",
         "credentials",
         "endpoint",
         "not_after",
+        "retired",
         "unsent",
     )
 
@@ -79,7 +79,7 @@ class Line:
         self._leftover = Leftover()
         self._carrier: OutboundTunnel | Direct | None = None
         self._reaching: asyncio.Task[None] | None = None
-        self._retired = False
+        self.retired = False
         self._in_flight = InFlight()
         self.unsent = False
         self._go_to(found)
@@ -104,7 +104,7 @@ class Line:
     @property
     def lasts(self) -> bool:
         """Whether it may carry more requests."""
-        return not self._retired and self._tunnels.lasts(self.credentials, self.not_after)
+        return not self.retired and self._tunnels.lasts(self.credentials, self.not_after)
 
     @property
     def hung_up(self) -> bool:
@@ -159,7 +159,7 @@ class Line:
 
     def retire(self) -> None:
         """Take no more requests; those under way go on."""
-        self._retired = True
+        self.retired = True
         if isinstance(self.client, Http2Client):
             self.client.retire()
         elif self.client.idle:

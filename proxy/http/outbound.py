@@ -56,6 +56,8 @@ class HttpOutbound:
         self.request_ids = own_fields.RequestIds(rng)
         self.ledger = ledger
         self.upstream = upstream
+        self.grpc = False  # whether the sidecar's own answers are those of gRPC
+        self.multiplexed = False
         self.circuit = Circuit()
         self.deadlines: Deadlines[_Exchange] = Deadlines(_Exchange.late)
         self.exchanges: set[_Exchange] = set()
@@ -71,6 +73,8 @@ class HttpOutbound:
     def apply(self, upstream: Upstream) -> None:
         """Use the endpoints and settings of `upstream` from now on."""
         self.upstream = upstream
+        self.grpc = upstream.protocol == "grpc"
+        self.multiplexed = upstream.protocol in ("http2", "grpc")
         self.circuit.limits = upstream.requests
         self.deadlines.set(upstream.requests.timeout_s)
         self._idle_exchanges.set(upstream.idle_timeout_s or EXCHANGE_IDLE_S)
@@ -107,16 +111,6 @@ class HttpOutbound:
             connection.reset("the sidecar stops")
         self.routes.close()
 
-    @property
-    def grpc(self) -> bool:
-        """Whether the sidecar's own answers are those of gRPC."""
-        return self.upstream.protocol == "grpc"
-
-    @property
-    def multiplexed(self) -> bool:
-        """Whether one connection carries many requests at a time."""
-        return self.upstream.protocol in ("http2", "grpc")
-
     def failed(self, reason: str) -> None:
         """Report that a request or connection found nobody, or was cut."""
         self._report(ConnectionFailed(upstream=self.upstream.name, reason=reason))
@@ -141,7 +135,6 @@ class HttpOutbound:
         """A request that was begun is over."""
         self.exchanges.discard(exchange)
         self.circuit.give_back()
-        self.deadlines.end(exchange)
 
 
 class _Connection:
@@ -204,6 +197,7 @@ class _Exchange(Relay):
         "_outbound",
         "_retries",
         "_retry",
+        "_timed",
         "_tried",
         "line",
         "route",
@@ -215,6 +209,7 @@ class _Exchange(Relay):
         self._began = self._moved
         self._retry: asyncio.TimerHandle | None = None
         self._retries = 0
+        self._timed = False  # its answer has a deadline
         self._tried: tuple[Endpoint, ...] = ()
         self._failure = ""
         self.route: Route | None = None
@@ -266,6 +261,7 @@ class _Exchange(Relay):
         """The request is complete: from now on an answer is late."""
         super().request_end(trailers)
         if not self.status:
+            self._timed = True
             self._outbound.deadlines.begin(self)
 
     def request_aborted(self, reason: str, status: int = 0) -> None:
@@ -284,7 +280,7 @@ class _Exchange(Relay):
             if self._send_again(failure):
                 return
         if not head.interim:
-            self._outbound.deadlines.end(self)
+            self._answer_came()
             if self.line is not None and failure is None:
                 self.line.answered(head.status)
         super().response_head(head)
@@ -310,17 +306,21 @@ class _Exchange(Relay):
         outbound, route = self._outbound, self.route
         if route is not None:  # else it was one too many
             outbound.over(self)
-            if self.line is None:
-                route.forget(self)
+        if self._timed:
+            self._answer_came()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         if self._retries:
             outbound.circuit.give_back_retry()
-        never_sent = self.line is None
-        self._leave_line()
+        line = self.line
+        if line is not None:
+            self.line = None
+            line.left()
+        elif route is not None:
+            route.forget(self)
         # What an instance has got is counted there, but for what was answered here.
-        if self._failure or (never_sent and not self.status):
+        if self._failure or (line is None and not self.status):
             self._tell(self._failure or reason)
 
     def _tell(self, failure: str) -> None:
@@ -350,6 +350,10 @@ class _Exchange(Relay):
                     failure=failure,
                 )
             )
+
+    def _answer_came(self) -> None:
+        self._timed = False
+        self._outbound.deadlines.end(self)
 
     def _leave_line(self) -> None:
         line, self.line = self.line, None

@@ -229,7 +229,7 @@ class Route:
 
     def send(self, outgoing: Outgoing, tried: Collection[Endpoint] = ()) -> None:
         """Send a request to an instance, at once if there is a line or a tunnel to it."""
-        tunnels = self._tunnels
+        tunnels, request = self._tunnels, outgoing.request
         while True:
             endpoint = tunnels.pick(tried)
             if endpoint is None and tried:
@@ -237,7 +237,12 @@ class Route:
             line = None if endpoint is None else self._ready(endpoint)
             # What may not be sent twice does not go where the instance is known to be gone. Else to
             # ask would cost each request a system call.
-            if line is None or _may_repeat(outgoing.request) or not line.hung_up:
+            with_body = request.framing is not NO_BODY
+            if (
+                line is None
+                or may_retry(request.method, Failure.SILENT, body_sent=with_body)
+                or not line.hung_up
+            ):
                 break
             line.retire()
             tried = (*tried, line.endpoint)
@@ -264,10 +269,10 @@ class Route:
 
     def line_idle(self, line: Line) -> None:
         """Keep it for the next request, if it may carry one."""
-        if line.lasts:
-            self._idle.put(line)
-        else:
+        if line.retired:
             line.close()
+        else:
+            self._idle.put(line)
 
     def line_has_room(self, line: Line) -> None:
         """Send what waits for another to the same instance."""
@@ -398,8 +403,3 @@ class Route:
         self.forget(outgoing)
         self._failed(f"{excuse} (waited {self._connect_timeout_s:g} s)")
         outgoing.fail(503, f"{self.service} is not available")
-
-
-def _may_repeat(request: Request) -> bool:
-    with_body = request.framing is not NO_BODY
-    return may_retry(request.method, Failure.SILENT, body_sent=with_body)
