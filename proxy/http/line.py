@@ -204,9 +204,13 @@ class Line:
         elif refusal is Refusal.DENIED:
             self._lose("the other side denies it")
         else:
-            self._leftover = leftover
-            self._tunnels.refused(self._journey, self.endpoint, refusal, reason)
-            self._reaching = tasks.start(self._reach(), f"line to {self.endpoint.instance}")
+            journey = self._journey
+            self._tunnels.refused(journey, self.endpoint, refusal, reason)
+            if asyncio.get_running_loop().time() >= journey.deadline:
+                self._lose(self._tunnels.excuse(journey))
+            else:
+                self._leftover = leftover
+                self._reaching = tasks.start(self._reach(), f"line to {self.endpoint.instance}")
 
     async def _reach(self) -> None:
         try:

@@ -27,7 +27,7 @@ from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Owner, Pump
 from meshrun.proxy.spiffe import SpiffeId
 
-__all__ = ["Asked", "Attempt", "Far", "Peer", "instances"]
+__all__ = ["Asked", "Attempt", "Far", "Peer", "instances", "upstream_of"]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
@@ -298,6 +298,7 @@ class Far:
         self.failures: list[str] = []
         self.balancers: list[Balancer] = []
         self.circuit = Circuit()
+        self._attempted = asyncio.Event()
         self._requests = requests or Requests()
         self._connect_timeout_s = connect_timeout_s
         monkeypatch.setattr(route, "Balancer", self._balancer)
@@ -306,9 +307,10 @@ class Far:
         monkeypatch.setattr(outbound_tunnels, "LONGEST_ROUND_S", 0.0)
         monkeypatch.setattr(outbound_tunnels, "Connector", self._connector)
         monkeypatch.setattr(outbound_tunnels, "Pump", lambda _, peer: cast(Pump, peer))
+        self.identity = cast(Identity, _Identity())
         self.routes = Routes(
             cast(Poller, None),
-            cast(Identity, _Identity()),
+            self.identity,
             Random(seed),
             self.circuit,
             self.failures.append,
@@ -317,23 +319,11 @@ class Far:
     def lead_to(self, *shares: tuple[str, Sequence[Endpoint]]) -> None:
         """Apply a snapshot in which these services share the requests."""
         self.routes.apply(
-            UpstreamSettings(
-                name="server",
-                service=shares[0][0],
-                identity=_identity(shares[0][0]),
-                connect_timeout_s=self._connect_timeout_s,
+            upstream_of(
+                *shares,
                 protocol=self.protocol,
                 requests=self._requests,
-                endpoints=(),
-                split=tuple(
-                    Share(
-                        service=service,
-                        identity=_identity(service),
-                        weight=1,
-                        endpoints=tuple(endpoints),
-                    )
-                    for service, endpoints in shares
-                ),
+                connect_timeout_s=self._connect_timeout_s,
             )
         )
 
@@ -353,10 +343,21 @@ class Far:
         attempt.outcome.set_result(_Connection(attempt.endpoint, _Identity.current, peer))
         return peer
 
+    def begin(self, attempt: Attempt) -> None:
+        """Note an attempt."""
+        self.attempts.append(attempt)
+        self._attempted.set()
+
     def refuse(self, attempt: Attempt) -> None:
         """Let an attempt fail."""
         self.attempts.remove(attempt)
         attempt.outcome.set_exception(ConnectionRefusedError("refused"))
+
+    async def attempted(self, endpoint: Endpoint) -> None:
+        """Return once there is an attempt to reach `endpoint`."""
+        while endpoint not in [attempt.endpoint for attempt in self.attempts]:
+            self._attempted.clear()
+            await self._attempted.wait()
 
     async def serve(self) -> None:
         """Let every attempt succeed and every request be answered, until there are no more."""
@@ -406,12 +407,39 @@ class _Connector:
 
     async def connect(self, endpoint: Endpoint, credentials: Credentials) -> _Connection:
         attempt = Attempt(endpoint)
-        self._far.attempts.append(attempt)
+        self._far.begin(attempt)
         try:
             return await attempt.outcome
         finally:
             if attempt in self._far.attempts:
                 self._far.attempts.remove(attempt)
+
+
+def upstream_of(
+    *shares: tuple[str, Sequence[Endpoint]],
+    protocol: Protocol,
+    requests: Requests,
+    connect_timeout_s: float,
+) -> UpstreamSettings:
+    """Return an upstream whose requests these services share."""
+    return UpstreamSettings(
+        name="server",
+        service=shares[0][0],
+        identity=_identity(shares[0][0]),
+        connect_timeout_s=connect_timeout_s,
+        protocol=protocol,
+        requests=requests,
+        endpoints=(),
+        split=tuple(
+            Share(
+                service=service,
+                identity=_identity(service),
+                weight=1,
+                endpoints=tuple(endpoints),
+            )
+            for service, endpoints in shares
+        ),
+    )
 
 
 def _identity(service: str) -> str:
