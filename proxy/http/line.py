@@ -40,12 +40,12 @@ class Line:
     """Goes to where `found` leads, once it is told to `ride` it.
 
     `deadline` (the loop's clock) is when some instance must have accepted it. One that is `retired`
-    takes no more requests; what went over one that is `unsent` has not reached any app.
+    takes no more requests; what went over one that is `unsent` has not reached any app. Whoever
+    sends a request counts it `in_flight`, and says when it has `left`.
     """
 
     __slots__ = (
         "_carrier",
-        "_in_flight",
         "_journey",
         "_leftover",
         "_link",
@@ -56,6 +56,7 @@ class Line:
         "client",
         "credentials",
         "endpoint",
+        "in_flight",
         "not_after",
         "retired",
         "unsent",
@@ -80,7 +81,7 @@ class Line:
         self._carrier: OutboundTunnel | Direct | None = None
         self._reaching: asyncio.Task[None] | None = None
         self.retired = False
-        self._in_flight = InFlight()
+        self.in_flight = InFlight()
         self.unsent = False
         self._go_to(found)
         self.client: Http1Client | Http2Client
@@ -89,11 +90,6 @@ class Line:
         else:
             self.client = Http1Client(self._link, self._idle, self._closed)
         self.client.start()
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are under way."""
-        return self._in_flight.count
 
     @property
     def has_room(self) -> bool:
@@ -130,15 +126,11 @@ class Line:
             else:
                 rider.look()
 
-    def began(self) -> None:
-        """Count a request."""
-        self._in_flight.began()
-
     def left(self) -> None:
         """A request is over."""
-        self._in_flight.ended()
+        self.in_flight.ended()
         client = self.client
-        if self._in_flight.count or not isinstance(client, Http2Client) or client.closed:
+        if self.in_flight.count or not isinstance(client, Http2Client) or client.closed:
             return  # HTTP/1 says itself when it is idle
         if self._reaching is None:
             self._owner.line_idle(self)
@@ -147,7 +139,7 @@ class Line:
 
     def answered(self, status: int) -> None:
         """Judge the instance by a response."""
-        standing = self._in_flight.standing
+        standing = self.in_flight.standing
         if status >= 500:
             self.failed()
         elif standing is not None:
@@ -183,7 +175,7 @@ class Line:
         self._reaching = None
         self.endpoint = found.endpoint
         self.credentials, self.not_after = found.credentials, found.not_after
-        self._in_flight.move(self._tunnels.standing(found.endpoint))
+        self.in_flight.move(self._tunnels.standing(found.endpoint))
 
     def _open(self, tunnel: OutboundTunnel, leftover: Leftover) -> None:
         if tunnel.closed:
@@ -195,11 +187,11 @@ class Line:
 
     def _unaccepted(self, refusal: Refusal | None, reason: str, leftover: Leftover) -> None:
         self._carrier = None
-        self._in_flight.move(None)
+        self.in_flight.move(None)
         if self.client.closed:
             return
         self._link.detach()
-        if not self._in_flight.count:
+        if not self.in_flight.count:
             self.client.reset("nobody waits for it any more")
         elif refusal is Refusal.DENIED:
             self._lose("the other side denies it")

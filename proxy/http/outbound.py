@@ -53,7 +53,7 @@ class HttpOutbound:
     ) -> None:
         self.source = source
         self.rng = rng
-        self.request_ids = own_fields.RequestIds(rng)
+        self._request_ids = own_fields.RequestIds(rng)
         self.ledger = ledger
         self.upstream = upstream
         self.grpc = False  # whether the sidecar's own answers are those of gRPC
@@ -120,9 +120,20 @@ class HttpOutbound:
         self._connections.discard(connection)
 
     def begin(self, exchange: "_Exchange") -> None:
-        """Send a request to an instance, unless there are too many."""
+        """Prepare a request, and send it to an instance, unless there are too many."""
+        settings, request = self.upstream.requests, exchange.request
+        if settings.remove_headers or settings.set_headers:
+            set_names = (name.lower() for name, _ in settings.set_headers)
+            dropped = {*settings.remove_headers, *set_names}
+            request.fields = [
+                *(field for field in request.fields if field[0].lower() not in dropped),
+                *settings.set_headers,
+            ]
+        own_fields.add_request_id(request.fields, self._request_ids)
+        if not request.authority:  # only HTTP/1.0 may leave it out
+            request.authority = self.upstream.name
         if not self.circuit.take():
-            most = self.circuit.limits.most_in_flight
+            most = settings.most_in_flight
             self.failed(f"{most} requests are under way, and no more are allowed (max_requests)")
             exchange.answer(503, "too many requests are under way")
             return
@@ -130,11 +141,6 @@ class HttpOutbound:
             self._idle_exchanges.connected()
         self.exchanges.add(exchange)
         self.routes.send(exchange)
-
-    def over(self, exchange: "_Exchange") -> None:
-        """A request that was begun is over."""
-        self.exchanges.discard(exchange)
-        self.circuit.give_back()
 
 
 class _Connection:
@@ -158,7 +164,7 @@ class _Connection:
     def begin(self, request: Request, downstream: Downstream) -> "_Exchange":
         """Take a request, and send it on."""
         exchange = _Exchange(self._outbound, request, downstream)
-        exchange.begin()
+        self._outbound.begin(exchange)
         return exchange
 
     def refused(self, status: int, reason: str, *, begun: bool) -> None:
@@ -215,26 +221,10 @@ class _Exchange(Relay):
         self.route: Route | None = None
         self.line: Line | None = None
 
-    def begin(self) -> None:
-        """Prepare the request, and send it on."""
-        settings = self._outbound.upstream.requests
-        request = self.request
-        if settings.remove_headers or settings.set_headers:
-            set_names = (name.lower() for name, _ in settings.set_headers)
-            dropped = {*settings.remove_headers, *set_names}
-            request.fields = [
-                *(field for field in request.fields if field[0].lower() not in dropped),
-                *settings.set_headers,
-            ]
-        own_fields.add_request_id(request.fields, self._outbound.request_ids)
-        if not request.authority:  # only HTTP/1.0 may leave it out
-            request.authority = self._outbound.upstream.name
-        self._outbound.begin(self)
-
     def send_over(self, line: Line) -> None:
         """Send the request over `line`, and count it there."""
         self.line = line
-        line.began()
+        line.in_flight.began()
         self.connect(line.client.request(self.request, self, []))
 
     def fail(self, status: int, text: str) -> None:
@@ -305,7 +295,8 @@ class _Exchange(Relay):
         """Count what this side has answered, and forget the request."""
         outbound, route = self._outbound, self.route
         if route is not None:  # else it was one too many
-            outbound.over(self)
+            outbound.exchanges.discard(self)
+            outbound.circuit.give_back()
         if self._timed:
             self._answer_came()
         if self._retry is not None:

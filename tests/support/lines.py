@@ -59,7 +59,7 @@ class Asked:
 
     def send_over(self, line: Line) -> None:
         self.line = line
-        line.began()
+        line.in_flight.began()
         self.upstream = line.client.request(self.request, self, [])
         self.upstream.end([])
 
