@@ -52,6 +52,7 @@ class Line:
         "_owner",
         "_poller",
         "_reaching",
+        "_stays",
         "_tunnels",
         "client",
         "credentials",
@@ -80,6 +81,7 @@ class Line:
         self._leftover = Leftover()
         self._carrier: OutboundTunnel | Direct | None = None
         self._reaching: asyncio.Task[None] | None = None
+        self._stays = ""  # why it may not go elsewhere
         self.retired = False
         self.in_flight = InFlight()
         self.unsent = False
@@ -165,8 +167,9 @@ class Line:
         """Cut it, with what is under way."""
         self.client.reset(reason)
 
-    def give_up(self, reason: str) -> None:
-        """Cut what no instance has accepted yet, and is on its way to another."""
+    def stay(self, reason: str) -> None:
+        """Go to no other instance: where none has accepted it by now or does, it is cut."""
+        self._stays = reason
         if self._reaching is not None:
             self._reaching.cancel()
             self._lose(reason)
@@ -195,6 +198,8 @@ class Line:
             self.client.reset("nobody waits for it any more")
         elif refusal is Refusal.DENIED:
             self._lose("the other side denies it")
+        elif self._stays:
+            self._lose(self._stays)
         else:
             journey = self._journey
             self._tunnels.refused(journey, self.endpoint, refusal, reason)

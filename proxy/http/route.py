@@ -214,7 +214,7 @@ class Route:
             self.forget(outgoing)
         self._lead_to(())
         for line in list(self._lines):
-            line.give_up(f"{self.service} is not called any more")
+            line.stay(f"{self.service} is not called any more")
         return unsent
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.lines import Asked, Far, instances
 
@@ -122,6 +122,7 @@ def test_what_is_counted_is_given_back_once(
 
 @pytest.mark.parametrize("protocol", ["http", "http2"])
 @given(steps=STEPS)
+@example(steps=[("ask", 0), ("connect", 0), ("leave", 8), ("refuse", 1)])
 @settings(deadline=None)
 def test_every_request_is_answered_once_instances_are_well(
     protocol: Protocol, steps: list[tuple[str, int]]

@@ -346,8 +346,9 @@ def test_what_is_under_way_to_a_service_that_is_left_goes_on(
 
 
 @pytest.mark.parametrize("protocol", ["http", "http2"])
+@pytest.mark.parametrize("broken_first", [True, False])
 def test_what_no_instance_has_accepted_is_unsent_when_its_service_is_left(
-    monkeypatch: pytest.MonkeyPatch, protocol: Protocol
+    monkeypatch: pytest.MonkeyPatch, protocol: Protocol, broken_first: bool
 ) -> None:
     old, new = instances(1, "old"), instances(1, "new")
 
@@ -358,10 +359,16 @@ def test_what_no_instance_has_accepted_is_unsent_when_its_service_is_left(
         await far.settle()
         peer = far.connect()
         await far.settle()
-        peer.break_off()
-        await far.settle()
-        assert not asked.ended()
-        far.lead_to(("new", new))
+        if broken_first:
+            peer.break_off()
+            await far.settle()
+            assert not asked.ended()
+            far.lead_to(("new", new))
+        else:
+            far.lead_to(("new", new))
+            await far.settle()
+            assert not asked.ended()
+            peer.break_off()
         await far.settle()
         assert asked.ended() == "old is not called any more"
         assert asked.unsent
