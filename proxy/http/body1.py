@@ -10,7 +10,6 @@ from meshrun.proxy.http.own_fields import OWN_FIELDS
 __all__ = [
     "LAST_CHUNK",
     "Chunked",
-    "Counted",
     "chunk",
     "last_chunk",
     "permitted_trailers",
@@ -89,26 +88,6 @@ def permitted_trailers(fields: Fields) -> Fields:
     Where names may have underscores, some apps take one for a hyphen.
     """
     return [pair for pair in fields if pair[0].lower().replace("_", "-") not in _NOT_IN_TRAILERS]
-
-
-class Counted:
-    """A body of a length that was said."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-
-    @property
-    def over(self) -> bool:
-        """Whether all of it has come."""
-        return not self.left
-
-    def take(self, available: int) -> int:
-        """Return how many of the `available` bytes that came are the body's: the first ones."""
-        taken = min(available, self.left)
-        self.left -= taken
-        return taken
 
 
 class Chunked:

@@ -14,7 +14,6 @@ from meshrun.proxy.http.body1 import (
     LAST_CHUNK,
     TRAILERS_LIMIT_BYTES,
     Chunked,
-    Counted,
     chunk,
     last_chunk,
     permitted_trailers,
@@ -270,15 +269,3 @@ def test_nothing_is_no_chunk() -> None:
 def test_no_trailer_is_written_that_is_more_than_one(pair: tuple[str, str]) -> None:
     with pytest.raises(HttpError, match="cannot write"):
         last_chunk([pair])
-
-
-# Lengths.
-
-
-@given(st.integers(0, 10**18), st.lists(st.integers(0, 10**6)))
-def test_a_length_is_counted_down(length: int, received: list[int]) -> None:
-    body = Counted(length)
-    taken = [body.take(available) for available in received]
-    assert sum(taken) == min(length, sum(received))
-    assert all(0 <= count <= available for count, available in zip(taken, received, strict=True))
-    assert body.over is (sum(taken) == length)
