@@ -40,13 +40,17 @@ class Http1Client(Writer):
     __slots__ = (
         "_chunked",
         "_counted",
+        "_eof",
         "_exchange",
+        "_going_on",
+        "_held",
         "_interims",
         "_method",
         "_on_closed",
         "_on_idle",
         "_pending",
         "_reading",
+        "_rest",
         "_reusable",
         "_searched",
         "_sent",
@@ -72,6 +76,10 @@ class Http1Client(Writer):
         self._searched = 0
         self._counted = 0
         self._chunked: Chunked | None = None
+        self._rest = b""  # of chunks, that wait for their turn
+        self._eof = False  # and nothing comes behind them
+        self._going_on = False  # with them, in the next turn of the loop
+        self._held = False  # by the exchange
         self._sent = True  # the request is complete
         self._reusable = True  # as far as the last response says
         self._upgradable = False
@@ -150,11 +158,16 @@ class Http1Client(Writer):
 
     def hold(self) -> None:
         """Deliver no more of the response."""
+        self._held = True
         self._link.listen(False)
 
     def resume(self) -> None:
         """Deliver again."""
-        self._link.listen(True)
+        self._held = False
+        if self._rest:
+            self._go_on_soon()
+        else:
+            self._link.listen(True)
 
     # The link's owner.
 
@@ -166,20 +179,18 @@ class Http1Client(Writer):
             # is longer than it said. What it is cannot be told from an answer to the next request.
             self._link.reset()
             self._shut()
-            return
-        try:
-            self._take(data, exchange)
-        except HttpError as error:
-            self._link.reset()
-            self._fail(f"what came is no response: {error}", broken=True)
-            return
-        exchange.flush_response()
+        elif self._rest:
+            self._rest += data
+        else:
+            self._understand(data, exchange)
 
     def ended(self) -> None:
         """The other side will send nothing more."""
         exchange = self._exchange
         if exchange is None:
             self.close()
+        elif self._rest:
+            self._eof = True
         elif self._reading is ALL:
             self._response_over(exchange, [])
             exchange.flush_response()
@@ -198,7 +209,36 @@ class Http1Client(Writer):
 
     # One response.
 
-    def _take(self, data: memoryview, exchange: Exchange) -> None:
+    def _understand(self, data: bytes | memoryview, exchange: Exchange) -> None:
+        try:
+            self._take(data, exchange)
+        except HttpError as error:
+            self._link.reset()
+            self._fail(f"what came is no response: {error}", broken=True)
+        else:
+            exchange.flush_response()
+
+    def _go_on_soon(self) -> None:
+        # Tiny chunks must not have the loop for themselves; until they are taken no more come.
+        if not self._going_on:
+            self._going_on = True
+            self._link.listen(False)
+            self._link.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        exchange = self._exchange
+        if exchange is None or self._held:
+            return
+        rest, self._rest = self._rest, b""
+        self._understand(rest, exchange)
+        if self._rest or self.closed:
+            return
+        self._link.listen(not self._held)
+        if self._eof:
+            self.ended()
+
+    def _take(self, data: bytes | memoryview, exchange: Exchange) -> None:
         rest: bytes | memoryview = data
         if self._reading is HEAD:
             rest = self._take_heads(bytes(self._pending) + data if self._pending else bytes(data))
@@ -214,12 +254,16 @@ class Http1Client(Writer):
         elif reading is CHUNKS:
             chunked = self._chunked
             assert chunked is not None
-            pieces, taken = chunked.feed(rest)
-            for piece in pieces:
-                if self._exchange is exchange:
-                    exchange.response_data(piece)
-            if chunked.over and self._exchange is exchange:
+            body, taken = chunked.feed(rest)
+            if body:
+                exchange.response_data(body)
+            if self._exchange is not exchange:
+                return
+            if chunked.over:
                 self._response_over(exchange, chunked.trailers, excess=taken < len(rest))
+            elif taken < len(rest):
+                self._rest = bytes(rest[taken:])
+                self._go_on_soon()
         elif reading is ALL:
             exchange.response_data(rest)
 
@@ -278,7 +322,8 @@ class Http1Client(Writer):
         self._exchange = None
         # Bytes behind a response belong to none; a request that is not complete leaves the other
         # side waiting for the rest of it.
-        if self._reusable and self._sent and not excess:
+        if self._reusable and self._sent and not excess and not self._eof:
+            self._held = False
             self._link.listen(True)  # whoever held it waits no more
             self._on_idle(self)
         else:
@@ -298,6 +343,6 @@ class Http1Client(Writer):
         if not self.closed:
             self.closed = True
             self._reading = NOTHING
-            self._pending = b""
+            self._pending = self._rest = b""
             self._out.clear()
             self._on_closed(self)

@@ -253,7 +253,8 @@ class Http1Server(Writer):
         self._listen()
 
     def _go_on_soon(self) -> None:
-        # What is refused at once must not have the loop for itself, and once is enough.
+        # What is refused at once, or comes in tiny chunks, must not have the loop for itself; and
+        # once is enough.
         if not self._going_on:
             self._going_on = True
             self._link.soon(self._go_on)
@@ -335,11 +336,14 @@ class Http1Server(Writer):
             exchange.request_data(piece)
             complete, trailers = not self._counted, []
         else:
-            pieces, taken = self._chunked.feed(data)
+            body, taken = self._chunked.feed(data)
             self._pending = data[taken:]
-            for piece in pieces:
-                exchange.request_data(piece)
+            if body:
+                exchange.request_data(body)
             complete, trailers = self._chunked.over, self._chunked.trailers
+            if not complete and self._pending:
+                self._go_on_soon()
+                return False
         if complete and self._reading is BODY:
             self._chunked = None
             self._reading = REST

@@ -111,9 +111,8 @@ class Reader:
             self._counted -= taken
             body += data[:taken]
             return taken
-        pieces, taken = self._chunked.feed(data)
-        for piece in pieces:
-            body += piece
+        piece, taken = self._chunked.feed(data)
+        body += piece
         return taken
 
 
