@@ -297,7 +297,7 @@ class _Exchange(Relay):
     @property
     def gone(self) -> bool:
         """Whether nobody waits for an answer any more."""
-        return self._answered
+        return not self.response_open
 
     def begin(self) -> None:
         """Judge the request, and send it on or answer it."""
@@ -345,7 +345,7 @@ class _Exchange(Relay):
         if (
             stale
             and not self._again
-            and not self._answered
+            and self.response_open
             and may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
         ):
             self._again = True

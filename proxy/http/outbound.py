@@ -404,7 +404,7 @@ class _Exchange(Relay):
     def _send_again(self, failure: Failure) -> bool:
         settings = self._outbound.upstream.requests
         if (
-            self._answered
+            not self.response_open
             or self.status
             or self._retries >= settings.retries
             or not may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
