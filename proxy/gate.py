@@ -7,7 +7,7 @@ from typing import Protocol
 
 from meshrun.proxy.caller import Caller
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.idleness import Cuttable, IdleWatch
+from meshrun.proxy.idleness import EXCHANGE_IDLE_S, Cuttable, IdleWatch
 from meshrun.proxy.intentions import Asked, Decision, Rules
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Record, Snapshot
@@ -34,8 +34,8 @@ class Call:
     """What was let in: a connection, or with `request` a request of one that was admitted.
 
     `cut` ends it whatever state it is in. `live` is a connection's counterpart at the app, once
-    there is one. `began` is a time of the monotonic clock. `dry_run` says that a rule on trial
-    would have denied it.
+    there is one, `exchange` that of a request. `began` is a time of the monotonic clock. `dry_run`
+    says that a rule on trial would have denied it.
     """
 
     caller: Caller
@@ -44,6 +44,7 @@ class Call:
     dry_run: bool = False
     began: float = 0.0
     live: Live | None = None
+    exchange: Cuttable | None = None
 
 
 class Gate:
@@ -76,8 +77,9 @@ class Gate:
         """Obey `snapshot`: on return no call is left that it forbids."""
         self._snapshot = snapshot
         inbound = snapshot.inbound
-        self._idle.set(None if inbound is None else inbound.idle_timeout_s)
         protocol = "tcp" if inbound is None else inbound.protocol
+        idle_timeout_s = None if inbound is None else inbound.idle_timeout_s
+        self._idle.set(idle_timeout_s or (None if protocol == "tcp" else EXCHANGE_IDLE_S))
         self._rules = Rules(
             snapshot.intentions, snapshot.service, snapshot.default_action, protocol
         )
@@ -112,13 +114,16 @@ class Gate:
         self._admitted.add(call)
         return call
 
-    def judge(self, caller: Caller, request: Asked, cut: Callable[[str], object]) -> Call | None:
+    def judge(
+        self, caller: Caller, request: Asked, cut: Callable[[str], object], exchange: Cuttable
+    ) -> Call | None:
         """Let a request in, or report that it may not be made."""
         decision = self._decide(caller, request)
         if not decision.allowed:
             return None
-        call = Call(caller, cut, request, decision.dry_run)
+        call = Call(caller, cut, request, decision.dry_run, exchange=exchange)
         self._requests.add(call)
+        self._idle.connected()
         return call
 
     def connected(self, call: Call, live: Live) -> None:
@@ -182,7 +187,9 @@ class Gate:
         )
 
     def _live(self) -> list[Cuttable]:
-        return [call.live for call in self._connections if call.live is not None]
+        live: list[Cuttable] = [call.live for call in self._connections if call.live is not None]
+        live += [call.exchange for call in self._requests if call.exchange is not None]
+        return live
 
     def _idle_cut(self, reason: str) -> None:
         self._report(ConnectionFailed(upstream=None, reason=reason))

@@ -8,7 +8,7 @@ sidecar's own responses, `own_fields` what it adds to those of others and takes 
 
 Drivers, on the loop: a `link` is a connection, whatever carries it; `server1` and `client1` (each
 a `writer1`), `server2` and `client2` (each a `connection2` of many a `stream2`) speak HTTP over
-links, in the words of `exchange`; a `relay` is an exchange that passes on. `inbound` judges each
-request before the app hears of it, `outbound` chooses an instance for each request of the app, and
-`deadlines` ends those that are late.
+links, in the words of `exchange`; a `session` is a connection that requests come over, a `relay` an
+exchange that passes on. `inbound` judges each request before the app hears of it, `outbound`
+chooses an instance for each request of the app, and `deadlines` ends those that are late.
 """

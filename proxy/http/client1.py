@@ -119,6 +119,11 @@ class Http1Client(Writer):
         self._shut()
         self._link.close(linger=False)
 
+    def retire(self) -> None:
+        """Take no more requests: close if none is under way."""
+        if self.idle:
+            self.close()
+
     def reset(self, reason: str) -> None:
         """Cut the connection, and with it the exchange under way."""
         if not self.closed:
