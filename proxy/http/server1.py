@@ -424,11 +424,13 @@ class Http1Server(Writer):
             self._timer = None
         if handler is None:
             return
+        # An upgraded connection goes on behind the end of what answers.
+        waiting = not self._answered or self._reading is RAW
         self._reading = NOTHING
         self._pending = b""
         self._out.clear()
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and not self._answered:
+        if exchange is not None and waiting:
             exchange.request_aborted(reason)
         self._answered = True
         handler.closed()
