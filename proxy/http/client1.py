@@ -146,8 +146,8 @@ class Http1Client(Writer):
                 self._link.close()
             else:
                 self._link.end()
-        else:
-            self._end_body(trailers)
+        elif self._chunking:
+            self._end_chunks(trailers)
 
     def abort(self, reason: str) -> None:
         """Nobody waits for the response any more: the connection is of no use."""
@@ -158,7 +158,7 @@ class Http1Client(Writer):
     def flush(self) -> None:
         """Send now what was given."""
         self._write_out()
-        if self._link.clogged and self._exchange is not None and not self._sent:
+        if self._exchange is not None and not self._sent and self._link.clogged:
             self._exchange.hold_request()
 
     def hold(self) -> None:
@@ -187,7 +187,13 @@ class Http1Client(Writer):
         elif self._rest:
             self._rest += data
         else:
-            self._understand(data, exchange)
+            try:
+                self._take(data, exchange)
+            except HttpError as error:
+                self._link.reset()
+                self._fail(f"what came is no response: {error}", broken=True)
+            else:
+                exchange.flush_response()
 
     def ended(self) -> None:
         """The other side will send nothing more."""
@@ -214,15 +220,6 @@ class Http1Client(Writer):
 
     # One response.
 
-    def _understand(self, data: bytes | memoryview, exchange: Exchange) -> None:
-        try:
-            self._take(data, exchange)
-        except HttpError as error:
-            self._link.reset()
-            self._fail(f"what came is no response: {error}", broken=True)
-        else:
-            exchange.flush_response()
-
     def _go_on_soon(self) -> None:
         # Tiny chunks must not have the loop for themselves; until they are taken no more come.
         if not self._going_on:
@@ -232,18 +229,17 @@ class Http1Client(Writer):
 
     def _go_on(self) -> None:
         self._going_on = False
-        exchange = self._exchange
-        if exchange is None or self._held:
+        if self._exchange is None or self._held:
             return
         rest, self._rest = self._rest, b""
-        self._understand(rest, exchange)
+        self.received(memoryview(rest))
         if self._rest or self.closed:
             return
         self._link.listen(not self._held)
         if self._eof:
             self.ended()
 
-    def _take(self, data: bytes | memoryview, exchange: Exchange) -> None:
+    def _take(self, data: memoryview, exchange: Exchange) -> None:
         rest: bytes | memoryview = data
         if self._reading is HEAD:
             rest = self._take_heads(bytes(self._pending) + data if self._pending else bytes(data))
@@ -285,7 +281,7 @@ class Http1Client(Writer):
             self._pending = b""
             response = head1.parse_response(data[:end] if end < len(data) else data, self._method)
             data = data[end:]
-            final = not response.interim
+            final = response.status >= 200 or response.status == 101
             if final:
                 self._expect(response)
             else:
@@ -328,8 +324,9 @@ class Http1Client(Writer):
         # Bytes behind a response belong to none; a request that is not complete leaves the other
         # side waiting for the rest of it.
         if self._reusable and self._sent and not excess and not self._eof:
-            self._held = False
-            self._link.listen(True)  # whoever held it waits no more
+            if self._held:  # whoever held it waits no more
+                self._held = False
+                self._link.listen(True)
             self._on_idle(self)
         else:
             self._shut()

@@ -273,24 +273,24 @@ class _Exchange(Relay):
 
     __slots__ = (
         "_again",
-        "_began",
-        "_call",
         "_client",
         "_denied",
         "_dialling",
+        "_dry_run",
         "_failure",
         "_session",
+        "caller",
     )
 
     def __init__(self, session: _Session, request: Request, downstream: Downstream) -> None:
         super().__init__(request, downstream, grpc=session.grpc)
         self._session = session
-        self._began = time.monotonic()
-        self._call: Call | None = None
+        self.caller = session.caller
         self._client: Http1Client | Http2Client | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._again = False
         self._denied = False
+        self._dry_run = False
         self._failure = ""
 
     @property
@@ -300,8 +300,8 @@ class _Exchange(Relay):
 
     def begin(self) -> None:
         """Judge the request, and send it on or answer it."""
-        session = self._session
-        caller, inbound = session.caller, session.inbound
+        session, caller = self._session, self.caller
+        inbound = session.inbound
         if time.time() >= caller.not_after:
             inbound.report(Denied(kind="peer", source=caller.service, reason=EXPIRED))
             self._deny()
@@ -309,11 +309,12 @@ class _Exchange(Relay):
             return
         request = self.request
         request.fields = own_fields.for_app(request.fields, inbound.request_ids)
-        self._call = inbound.gate.judge(caller, request, self._forbidden, self)
-        if self._call is None:
-            self._deny()
-        else:
+        decision = inbound.gate.judge(self)
+        if decision.allowed:
+            self._dry_run = decision.dry_run
             session.forward(self)
+        else:
+            self._deny()
 
     def send_over(self, client: Http1Client | Http2Client) -> None:
         """Send the request over `client`."""
@@ -361,12 +362,12 @@ class _Exchange(Relay):
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
-        session = self._session
-        caller, inbound = session.caller, session.inbound
-        if self._call is not None:
-            inbound.gate.leave(self._call)
-        duration_s = time.monotonic() - self._began
-        service = inbound.gate.snapshot.service
+        session, caller = self._session, self.caller
+        inbound = session.inbound
+        gate = inbound.gate
+        gate.done(self)
+        duration_s = time.monotonic() - self.began
+        service = gate.snapshot.service
         ledger = inbound.ledger
         ledger.exchanged(
             caller.service,
@@ -386,7 +387,7 @@ class _Exchange(Relay):
                     duration_s=duration_s,
                     multiplexed=session.multiplexed,
                     denied=self._denied,
-                    dry_run=self._call is not None and self._call.dry_run,
+                    dry_run=self._dry_run,
                     failure=self._failure or reason,
                 )
             )
@@ -396,10 +397,11 @@ class _Exchange(Relay):
         self._failure = reason
         self.answer(504, "nothing moved for too long")
 
+    def forbid(self, reason: str) -> None:
+        """Break off what an intention denies now."""
+        self._denied = True
+        self.cut(reason)
+
     def _deny(self) -> None:
         self._denied = True
         self.answer(403, DENIED)
-
-    def _forbidden(self, reason: str) -> None:
-        self._denied = True
-        self.cut(reason)

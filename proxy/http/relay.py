@@ -31,6 +31,7 @@ class Relay:
         "_moved",
         "_trailers",
         "_upstream",
+        "began",
         "downstream",
         "grpc",
         "received_bytes",
@@ -54,7 +55,7 @@ class Relay:
         self._early = b""
         self._held = False
         self._trailers: Fields = []  # of the request
-        self._moved = monotonic()
+        self.began = self._moved = monotonic()
 
     def idle_s(self) -> float:
         """Return how long nothing moved."""
@@ -170,10 +171,12 @@ class Relay:
 
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
-        if not head.interim:
-            self.status = head.status
-            if head.status == 101:
-                self.request_open = True  # again, as a direction of its own
+        status = head.status
+        if status >= 200:
+            self.status = status
+        elif status == 101:
+            self.status = status
+            self.request_open = True  # again, as a direction of its own
         self.downstream.respond(head)
 
     def response_data(self, data: bytes | memoryview) -> None:

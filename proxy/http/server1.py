@@ -50,6 +50,7 @@ class Http1Server(Writer):
         "_answered",
         "_chunked",
         "_counted",
+        "_deaf",
         "_eof",
         "_exchange",
         "_going_on",
@@ -79,6 +80,7 @@ class Http1Server(Writer):
         self._answered = True  # nothing is left to be said to the last request
         self._responding = False  # a final head was sent to this one
         self._held = False  # by the exchange
+        self._deaf = False  # what comes is left to the kernel
         self._upgraded = False
         self._retiring = False
         self._advancing = False
@@ -162,7 +164,7 @@ class Http1Server(Writer):
         """Send a head."""
         request = self._request
         assert request is not None
-        if head.interim:
+        if head.status < 200 and head.status != 101:
             if request.minor_version:
                 self._out.append(head1.write_response(head, chunked=False, close=False))
             return
@@ -191,7 +193,8 @@ class Http1Server(Writer):
         if self._upgraded:
             self._end_raw()
             return
-        self._end_body(trailers)
+        if self._chunking:
+            self._end_chunks(trailers)
         if self._advancing:
             return
         # Most have come alone: nothing waits for its turn, and nobody has to listen again.
@@ -215,12 +218,12 @@ class Http1Server(Writer):
     def flush(self) -> None:
         """Send now what was given."""
         self._write_out()
-        if self._link.clogged and self._exchange is not None and not self._answered:
+        if self._exchange is not None and not self._answered and self._link.clogged:
             self._exchange.hold_response()
 
     def hold(self) -> None:
         """Deliver no more of the request."""
-        self._held = True
+        self._held = self._deaf = True
         self._link.listen(False)
 
     def resume(self) -> None:
@@ -250,7 +253,8 @@ class Http1Server(Writer):
             self._exchange.flush_request()  # a head goes with what of its body came with it
         if isinstance(self._pending, memoryview):
             self._pending = bytes(self._pending)  # it is valid during the call only
-        self._listen()
+        if self._pending or self._deaf:
+            self._listen()
 
     def _go_on_soon(self) -> None:
         # What is refused at once, or comes in tiny chunks, must not have the loop for itself; and
@@ -315,7 +319,8 @@ class Http1Server(Writer):
         self._exchange = exchange
         if self._reading is REST:
             exchange.request_end([])
-        return True
+        # Most come alone, and are not answered at once.
+        return self._answered or self._eof or bool(self._pending)
 
     def _take_body(self) -> bool:
         exchange = self._exchange
@@ -357,7 +362,6 @@ class Http1Server(Writer):
         if request is None or not request.keeps_alive:
             self._close()
             return False
-        self._write_out()
         self._reading = HEAD
         if self._held:  # by an exchange that is over
             self._held = False
@@ -410,7 +414,8 @@ class Http1Server(Writer):
         waiting = len(self._pending) >= MOST_PIPELINED_BYTES and (
             self._exchange is not None or self._going_on
         )
-        self._link.listen(not (self._held or waiting))
+        self._deaf = self._held or waiting
+        self._link.listen(not self._deaf)
 
     def _close(self) -> None:
         self.flush()
