@@ -19,7 +19,7 @@ from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import Relay, record, record_of_none
+from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import may_retry
 from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.idleness import IdleWatch
@@ -137,19 +137,15 @@ class _Session(Session):
         self.inbound.report(Denied(kind="request", source=caller.service, reason=reason))
         if begun:
             return
-        ledger, service = self.inbound.ledger, self.inbound.gate.snapshot.service
-        ledger.exchanged(caller.service, service, status, 0.0, 0, 0)
-        if ledger.recording:
-            ledger.record(
-                record_of_none(
-                    status,
-                    reason,
-                    source=caller.service,
-                    identity=caller.identity,
-                    destination=service,
-                    multiplexed=self.multiplexed,
-                )
-            )
+        count_refused(
+            self.inbound.ledger,
+            status,
+            reason,
+            source=caller.service,
+            identity=caller.identity,
+            destination=self.inbound.gate.snapshot.service,
+            multiplexed=self.multiplexed,
+        )
 
     def closed(self) -> None:
         """The connection is over, and those to the app with it."""

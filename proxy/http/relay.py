@@ -7,9 +7,10 @@ from typing import ClassVar
 from meshrun.proxy.http import answers, own_fields
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["Relay", "record", "record_of_none"]
+__all__ = ["Relay", "count_refused", "record"]
 
 
 class Relay:
@@ -257,7 +258,8 @@ def record(
     )
 
 
-def record_of_none(
+def count_refused(
+    ledger: Ledger,
     status: int,
     failure: str,
     *,
@@ -266,17 +268,21 @@ def record_of_none(
     destination: str,
     multiplexed: bool,
     reporter: Reporter = "destination",
-) -> Record:
-    """Return what is told of something that was no request, and was answered with `status`."""
-    return Record(
-        at=time.time(),
-        kind="request",
-        source=source,
-        identity=identity,
-        destination=destination,
-        duration_s=0.0,
-        reporter=reporter,
-        protocol="HTTP/2" if multiplexed else "HTTP/1",
-        status=status,
-        failure=failure,
-    )
+) -> None:
+    """Count what was no request and was answered with `status`; tell of it if that is wanted."""
+    ledger.exchanged(source, destination, status, 0.0, 0, 0, reporter)
+    if ledger.recording:
+        ledger.record(
+            Record(
+                at=time.time(),
+                kind="request",
+                source=source,
+                identity=identity,
+                destination=destination,
+                duration_s=0.0,
+                reporter=reporter,
+                protocol="HTTP/2" if multiplexed else "HTTP/1",
+                status=status,
+                failure=failure,
+            )
+        )
