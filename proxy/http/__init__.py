@@ -9,7 +9,8 @@ services a request goes to.
 
 Drivers, on the loop: a `link` is a connection, whatever carries it; `server1` and `client1` (each
 a `writer1`), `server2` and `client2` (each a `connection2` of many a `stream2`) speak HTTP over
-links, in the words of `exchange`; a `relay` is an exchange that passes on. `inbound` judges each
-request before the app hears of it; `outbound` finds a `route` for each request of the app, to an
-instance, and a `line` that goes there; `deadlines` end those that are late.
+links, in the words of `exchange`; a `session` is a connection that requests come over, a `relay` an
+exchange that passes on. `inbound` judges each request before the app hears of it; `outbound` finds
+a `route` for each request of the app, to an instance, and a `line` that goes there; `deadlines` end
+those that are late.
 """

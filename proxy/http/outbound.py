@@ -18,13 +18,12 @@ from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.line import Line
 from meshrun.proxy.http.link import SocketLink
-from meshrun.proxy.http.relay import Relay, record, record_of_none
+from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import back_off_s, may_retry
 from meshrun.proxy.http.route import Route, Routes
-from meshrun.proxy.http.server1 import Http1Server
-from meshrun.proxy.http.server2 import Http2Server
+from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.identity import Identity
-from meshrun.proxy.idleness import IdleWatch
+from meshrun.proxy.idleness import EXCHANGE_IDLE_S, IdleWatch
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Endpoint, Upstream
 from meshrun.proxy.poller import Poller
@@ -32,10 +31,6 @@ from meshrun.proxy.reports import Report
 from meshrun.proxy.spiffe import SpiffeId
 
 __all__ = ["HttpOutbound"]
-
-# Envoy's stream_idle_timeout, and its idle_timeout of connections.
-EXCHANGE_IDLE_S = 300.0
-CONNECTION_IDLE_S = 3600.0
 
 
 class HttpOutbound:
@@ -63,10 +58,8 @@ class HttpOutbound:
         self.exchanges: set[_Exchange] = set()
         self._poller = poller
         self._report = report
-        self._connections: set[_Connection] = set()
+        self.sessions = Sessions(self.failed)
         self._idle_exchanges = IdleWatch(lambda: self.exchanges, self.failed)
-        self._idle_connections = IdleWatch(lambda: self._connections, self.failed)
-        self._idle_connections.set(CONNECTION_IDLE_S)
         self.routes = Routes(poller, identity, rng, self.circuit, self.failed)
         self.apply(upstream)
 
@@ -87,37 +80,23 @@ class HttpOutbound:
     def serve(self, sock: socket.socket) -> None:
         """Take over a connection of the app that was accepted."""
         most = self.upstream.max_connections
-        if len(self._connections) >= most:
+        if len(self.sessions) >= most:
             self.failed(f"{most} connections are open, and no more are allowed (max_connections)")
             sockets.reset(sock)
             return
-        connection = _Connection(self)
-        link = SocketLink(self._poller, sock)
-        if self.upstream.protocol == "http":
-            server: Http1Server | Http2Server = Http1Server(link, connection)
-        else:
-            server = Http2Server(link, connection, grpc=self.grpc)
-        connection.server = server
-        self._connections.add(connection)
-        self._idle_connections.connected()
-        server.start()
+        _Session(self).serve(SocketLink(self._poller, sock), self.upstream.protocol)
 
     def close(self) -> None:
         """Reset every connection."""
         self.deadlines.close()
         self._idle_exchanges.close()
-        self._idle_connections.close()
-        for connection in list(self._connections):
-            connection.reset("the sidecar stops")
+        self.sessions.close()
+        self.sessions.reset("the sidecar stops")
         self.routes.close()
 
     def failed(self, reason: str) -> None:
         """Report that a request or connection found nobody, or was cut."""
         self._report(ConnectionFailed(upstream=self.upstream.name, reason=reason))
-
-    def forget(self, connection: "_Connection") -> None:
-        """A connection of the app is over."""
-        self._connections.discard(connection)
 
     def begin(self, exchange: "_Exchange") -> None:
         """Prepare a request, and send it to an instance, unless there are too many."""
@@ -143,23 +122,12 @@ class HttpOutbound:
         self.routes.send(exchange)
 
 
-class _Connection:
-    """The handler of one connection of the app."""
+class _Session(Session):
+    """One connection of the app."""
 
     def __init__(self, outbound: HttpOutbound) -> None:
+        super().__init__(outbound.sessions)
         self._outbound = outbound
-        self.server: Http1Server | Http2Server | None = None
-
-    def reset(self, reason: str) -> None:
-        """Cut the connection."""
-        if self.server is not None:
-            self.server.reset(reason)
-
-    def idle_s(self) -> float:
-        """Return how long nothing moved."""
-        return 0.0 if self.server is None else self.server.idle_s()
-
-    # The server's handler.
 
     def begin(self, request: Request, downstream: Downstream) -> "_Exchange":
         """Take a request, and send it on."""
@@ -173,25 +141,16 @@ class _Connection:
         outbound.failed(f"what the app sent is no request that is taken ({status}): {reason}")
         if begun:
             return
-        source, destination = outbound.source.service or "", outbound.upstream.service
-        outbound.ledger.exchanged(source, destination, status, 0.0, 0, 0, "source")
-        if outbound.ledger.recording:
-            outbound.ledger.record(
-                record_of_none(
-                    status,
-                    reason,
-                    source=source,
-                    identity=str(outbound.source),
-                    destination=destination,
-                    multiplexed=outbound.multiplexed,
-                    reporter="source",
-                )
-            )
-
-    def closed(self) -> None:
-        """The connection is over."""
-        self.server = None
-        self._outbound.forget(self)
+        count_refused(
+            outbound.ledger,
+            status,
+            reason,
+            source=outbound.source.service or "",
+            identity=str(outbound.source),
+            destination=outbound.upstream.service,
+            multiplexed=outbound.multiplexed,
+            reporter="source",
+        )
 
 
 class _Exchange(Relay):
@@ -354,7 +313,7 @@ class _Exchange(Relay):
     def _send_again(self, failure: Failure) -> bool:
         settings = self._outbound.upstream.requests
         if (
-            self._answered
+            not self.response_open
             or self.status
             or self._retries >= settings.retries
             or not may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
