@@ -16,6 +16,7 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
     "write_response",
 ]
 
-Field = tuple[bytes, bytes]
-
 # RFC 9110 5.6.2 without capitals. An underscore is a hyphen to CGI and WSGI, so that a rule would
 # see another field than the app; the metadata of gRPC may have it.
 _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -41,9 +40,6 @@ _length = re.compile(r"[0-9]{1,18}")
 
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
 _REQUEST_SPECIAL = CONNECTION_FIELDS | {"cookie", "expect", "host"}
-
-# RFC 9113 6.5.2: what a field counts for beside its characters.
-_FIELD_OVERHEAD_BYTES = 32
 
 # Never put into the table of the compression: what may be guessed by its length (RFC 7541 7.1.3),
 # and what is another one in each request, and would push out of it what is not.
@@ -260,7 +256,7 @@ def _check_size(fields: Sequence[Field], status: int) -> None:
     if any(len(field[0]) > MOST_NAME_BYTES for field in fields):
         raise HttpError(status, f"cannot take a name of a field over {MOST_NAME_BYTES} bytes")
     size = sum([len(name) + len(value) for name, value in fields])
-    if size + _FIELD_OVERHEAD_BYTES * len(fields) > HEAD_LIMIT_BYTES:
+    if size + FIELD_OVERHEAD_BYTES * len(fields) > HEAD_LIMIT_BYTES:
         raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
 
 
