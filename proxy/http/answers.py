@@ -19,6 +19,7 @@ _GRPC_STATUS = {
     408: 4,  # DEADLINE_EXCEEDED
     429: 8,  # RESOURCE_EXHAUSTED
     431: 8,
+    501: 12,
     502: 14,  # UNAVAILABLE
     503: 14,
     504: 4,

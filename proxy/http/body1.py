@@ -4,7 +4,7 @@ import re
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
-from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.heads import Fields, folded
 from meshrun.proxy.http.own_fields import OWN_FIELDS
 
 __all__ = [
@@ -81,18 +81,18 @@ _NOT_IN_TRAILERS = (
         "x-forwarded-host",
         "x-forwarded-port",
         "x-forwarded-proto",
+        "x-http-method",
         "x-http-method-override",
+        "x-method-override",
         "x-real-ip",
     }
 )
+_FOLDED_NOT_IN_TRAILERS = frozenset(map(folded, _NOT_IN_TRAILERS))
 
 
 def permitted_trailers(fields: Fields) -> Fields:
-    """Return those that may stand behind a body (RFC 9110 6.5.1).
-
-    Where names may have underscores, some apps take one for a hyphen.
-    """
-    return [pair for pair in fields if pair[0].lower().replace("_", "-") not in _NOT_IN_TRAILERS]
+    """Return those that may stand behind a body (RFC 9110 6.5.1), whatever their spelling."""
+    return [pair for pair in fields if folded(pair[0]) not in _FOLDED_NOT_IN_TRAILERS]
 
 
 class Chunked:

@@ -304,7 +304,7 @@ class _Exchange(Relay):
             session.retire()
             return
         request = self.request
-        request.fields = own_fields.for_app(request.fields, inbound.request_ids)
+        own_fields.add_request_id(request.fields, inbound.request_ids)
         decision = inbound.gate.judge(self)
         if decision.allowed:
             self._dry_run = decision.dry_run
