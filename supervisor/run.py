@@ -17,6 +17,7 @@ from meshrun.supervisor import (
     bodies,
     ca,
     dependencies,
+    ends,
     lifecycle,
     processes,
     runfile,
@@ -403,19 +404,21 @@ class Run:
 
     # Ending.
 
-    async def ended_by_itself(self) -> None:
-        """Wait until every app has ended for good; for ever if there is none."""
+    async def ended_by_itself(self, rule: ends.EndRule) -> ends.Ended:
+        """Wait until the run ends by what its apps do; for ever if there is none."""
+        found: list[ends.Ended] = []
 
         def over() -> bool:
-            phases = [app.status.phase for app in self.apps.values()]
-            return bool(phases) and all(p in (Phase.COMPLETED, Phase.FAILED) for p in phases)
+            apps = {n: (self._instances[n].service, app.status) for n, app in self.apps.items()}
+            expected = dependencies.expected_to_complete(
+                i.app.depends_on for i in self.plan.instances if i.app is not None
+            )
+            ended = ends.ended(rule, apps, expected)
+            found.extend([] if ended is None else [ended])
+            return bool(found)
 
         await self.bell.until(over, None)
-
-    @property
-    def failed(self) -> bool:
-        """Whether an app has failed for good."""
-        return any(app.status.phase is Phase.FAILED for app in self.apps.values())
+        return found[0]
 
     async def stop(self) -> None:
         """End everything in order: dependants, what they depend on, sidecars."""

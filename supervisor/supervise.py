@@ -15,6 +15,7 @@ from meshrun.proxy import tasks
 from meshrun.supervisor import cgroup, prctl, processes, runfile
 from meshrun.supervisor.api import server
 from meshrun.supervisor.console import Console
+from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.journal import Journal, open_journal
 from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.logs import MESH, Line, Logs
@@ -66,10 +67,11 @@ async def supervise(
     prepared: Prepared,
     launcher: Launcher,
     *,
+    ends: EndRule,
     foreground: bool,
     on_started: Callable[[], None],
 ) -> int:
-    """Run the mesh until it ends, and return the exit code.
+    """Run the mesh until it ends, and return the exit code; `ends` says what else ends it.
 
     `on_started` is called when the control socket answers and every process has been asked for.
     """
@@ -97,7 +99,7 @@ async def supervise(
     timeline.add("up", "mesh", "the mesh was started")
     run.start()
     on_started()
-    tasks.start(_until_over(run, ending), "end when every app has ended")
+    tasks.start(_until_over(run, ends, ending, log.journal), "end when every app has ended")
     code = await ending.decided
     await _stop(run, launcher, log.journal, lost)
     if lost.is_set():
@@ -112,9 +114,11 @@ async def supervise(
     return code
 
 
-async def _until_over(run: Run, ending: _Ending) -> None:
-    await run.ended_by_itself()
-    ending.decide(EXIT_BROKEN if run.failed else EXIT_OK)
+async def _until_over(run: Run, rule: EndRule, ending: _Ending, journal: Journal) -> None:
+    ended = await run.ended_by_itself(rule)
+    if ended.instance is not None and not ending.decided.done():
+        journal.info(f"{ended.instance} has ended, and so does the mesh")
+    ending.decide(ended.code)
 
 
 async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Event) -> None:

@@ -10,14 +10,18 @@ import click
 
 from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.launching import Launcher
-from meshrun.supervisor.plan import Selection
+from meshrun.supervisor.plan import Selection, instance_name, scaled, select
+from meshrun.supervisor.suggest import hint
 from meshrun.supervisor.units import UnitError, seconds
 
 __all__ = ["up"]
 
 
 if TYPE_CHECKING:
+    from meshrun.supervisor.configuration.model import Configuration
+
     _ParamType = click.ParamType[tuple[str, int]]
 else:  # older versions of click have it, but not as a generic type
     _ParamType = click.ParamType
@@ -65,6 +69,12 @@ class Scale(_ParamType):
     type=click.Path(path_type=Path, dir_okay=False),
     help="Run a Procfile, without a mesh.toml.",
 )
+@click.option(
+    "--exit-code-from",
+    metavar="APP",
+    help="Stop everything when APP ends, and exit with its code.",
+)
+@click.option("--abort-on-exit", is_flag=True, help="Stop everything when any app ends.")
 @click.option("--detached", is_flag=True, hidden=True)
 @click.pass_context
 def up(
@@ -77,6 +87,8 @@ def up(
     scale: tuple[tuple[str, int], ...],
     isolated: bool,
     procfile: Path | None,
+    exit_code_from: str | None,
+    abort_on_exit: bool,
     detached: bool,
 ) -> None:
     """Start the mesh: all apps, or those named and what they need.
@@ -85,11 +97,25 @@ def up(
     ends by itself when every app has ended for good.
 
     \b
-    meshrun up                     everything in mesh.toml
-    meshrun up web --scale web=2   two instances of web, and what it needs
-    meshrun up --wait && pytest    in the background, tests once all is ready
+    meshrun up                          everything in mesh.toml
+    meshrun up web --scale web=2        two instances of web, and what it needs
+    meshrun up --wait && pytest         in the background, tests once all is ready
+    meshrun up --exit-code-from tests   the app `tests` says how the run went
+
+    Exits 130 after Ctrl-C, 0 after TERM and `meshrun down`; 1 if it broke or, where it ended by
+    itself, an app had failed; 2 if the configuration is wrong, and nothing was started. With
+    --exit-code-from and --abort-on-exit no app that this is about is started again, whatever its
+    `restart` says; one whose completion another app waits for may end all the same.
     """
     place = ctx.ensure_object(Place)
+    ends = EndRule(exit_code_from=exit_code_from, abort_on_exit=abort_on_exit)
+    if (detach or wait) and ends != EndRule():
+        option = "--exit-code-from" if exit_code_from is not None else "--abort-on-exit"
+        how = "-d" if detach else "--wait"
+        raise click.UsageError(
+            f"{option} is about how this command ends, and with {how} it ends at once; leave one "
+            "of them out"
+        )
     if detach or wait:
         timeout_s = _seconds(timeout)
         options = [
@@ -106,7 +132,13 @@ def up(
         code = _run(
             launcher,
             place,
-            Selection(names=apps, dependencies=not no_deps, scale=dict(scale), isolated=isolated),
+            Selection(
+                names=apps,
+                dependencies=not no_deps,
+                scale=dict(scale),
+                isolated=isolated,
+                ends=ends,
+            ),
             procfile,
             detached=detached,
         )
@@ -120,6 +152,24 @@ def _seconds(timeout: str) -> float:
         return seconds(timeout)
     except UnitError as error:
         raise click.BadParameter(str(error), param_hint="--timeout") from error
+
+
+def _check_ends(configuration: "Configuration", selection: Selection) -> None:
+    """Refuse to wait for the end of what will not run."""
+    wanted = selection.ends.exit_code_from
+    if wanted is None:
+        return
+    there = [name for name in select(configuration, selection) if name in configuration.apps]
+    instances = scaled(configuration, selection, there)
+    known = [
+        name
+        for app in instances.values()
+        for name in (app.name, *(instance_name(app.name, k + 1) for k in range(app.instances)))
+    ]
+    if wanted not in known:
+        raise click.BadParameter(
+            f'no app "{wanted}" is started{hint(wanted, known)}', param_hint="--exit-code-from"
+        )
 
 
 def _run(
@@ -142,6 +192,7 @@ def _run(
         configuration = meshfile.load_procfile(procfile, environ)
     else:
         configuration = place.configuration()
+    _check_ends(configuration, selection)
     state_path = place.state_path()
     throw_away = selection.isolated and place.state_dir is None
     if throw_away:
@@ -154,7 +205,13 @@ def _run(
 
     try:
         return uvloop.run(
-            supervise(prepared, launcher, foreground=not detached, on_started=started)
+            supervise(
+                prepared,
+                launcher,
+                ends=selection.ends,
+                foreground=not detached,
+                on_started=started,
+            )
         )
     finally:
         prepared.close()
