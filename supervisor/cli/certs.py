@@ -8,6 +8,7 @@ import msgspec
 
 from meshrun.supervisor.cli.columns import age, table
 from meshrun.supervisor.cli.group import Group
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import Leaf, Root
 
@@ -54,7 +55,7 @@ def show(place: Place, roots: bool, as_json: bool) -> None:
 
 
 @certs.command()
-@click.argument("apps", metavar="[APP…]", nargs=-1)
+@click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 @_json
 @click.pass_obj
 def rotate(place: Place, apps: tuple[str, ...], as_json: bool) -> None:

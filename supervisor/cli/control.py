@@ -3,6 +3,7 @@
 import click
 import msgspec
 
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.ps import state_colour
 from meshrun.supervisor.cli.records import Outcome
@@ -11,7 +12,7 @@ __all__ = ["restart", "start", "stop"]
 
 _BAD = ("failed", "backoff", "crash-loop")
 
-_apps = click.argument("apps", metavar="[APP…]", nargs=-1)
+_apps = click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 _json = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 
 

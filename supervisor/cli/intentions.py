@@ -20,6 +20,7 @@ from meshrun.supervisor.cli.intention_arguments import (
     target,
     two_services,
 )
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.request_options import Asking, request_options
 from meshrun.supervisor.errors import MeshrunError
@@ -71,7 +72,7 @@ def _pair_arguments(command: "click.decorators.FC") -> "click.decorators.FC":
     for option in (
         click.option("--from", "source", metavar="SRC", help="The same as the first argument."),
         click.option("--to", "destination", metavar="DST", help="The same as the second argument."),
-        click.argument("names", metavar="SRC DST", nargs=-1),
+        click.argument("names", metavar="SRC DST", nargs=-1, shell_complete=complete_service),
     ):
         command = option(command)
     return command
@@ -290,7 +291,7 @@ def list_all(place: Place, as_json: bool) -> int:
 
 
 @intentions.command(cls=_Command)
-@click.argument("names", metavar="NAME", nargs=-1)
+@click.argument("names", metavar="NAME", nargs=-1, shell_complete=complete_service)
 @click.option("--source", "by_source", is_flag=True, help="Those that name NAME as the source.")
 @click.option(
     "--destination", "by_destination", is_flag=True, help="As the destination (the default)."

@@ -8,6 +8,7 @@ from datetime import datetime
 import click
 import msgspec
 
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import Event, LogLine
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
@@ -32,7 +33,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print an object a 
 
 
 @click.command()
-@click.argument("apps", metavar="[APP…]", nargs=-1)
+@click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 @_follow
 @click.option(
     "-n",

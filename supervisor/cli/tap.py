@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from meshrun.supervisor.cli.columns import age, size
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import AccessLine
 from meshrun.supervisor.errors import MeshrunError
@@ -20,8 +21,8 @@ _HEADING = ("SOURCE", "INSTANCE", "METHOD", "STATUS", "LATENCY", "PATH")
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
+@click.argument("source", metavar="SRC", shell_complete=complete_service)
+@click.argument("destination", metavar="DST", shell_complete=complete_service)
 @click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
 @click.pass_obj
 def tap(place: Place, source: str, destination: str, as_json: bool) -> None:

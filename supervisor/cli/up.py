@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meshrun.supervisor.cli import detaching
+from meshrun.supervisor.cli.names import complete_app, complete_scale
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.launching import Launcher
@@ -43,7 +44,7 @@ class Scale(_ParamType):
 
 
 @click.command()
-@click.argument("apps", nargs=-1, metavar="[APP]...")
+@click.argument("apps", nargs=-1, metavar="[APP…]", shell_complete=complete_app)
 @click.option("-d", "--detach", is_flag=True, help="Go on in the background; see `meshrun down`.")
 @click.option(
     "--wait",
@@ -58,7 +59,14 @@ class Scale(_ParamType):
     help="How long --wait waits at most.",
 )
 @click.option("--no-deps", is_flag=True, help="Start only the apps named, not what they need.")
-@click.option("--scale", multiple=True, type=Scale(), help="Run N instances of APP.")
+@click.option(
+    "--scale",
+    multiple=True,
+    type=Scale(),
+    metavar="APP=N",
+    shell_complete=complete_scale,
+    help="Run N instances of APP; may be repeated.",
+)
 @click.option(
     "--isolated",
     is_flag=True,
@@ -72,6 +80,7 @@ class Scale(_ParamType):
 @click.option(
     "--exit-code-from",
     metavar="APP",
+    shell_complete=complete_app,
     help="Stop everything when APP ends, and exit with its code.",
 )
 @click.option("--abort-on-exit", is_flag=True, help="Stop everything when any app ends.")

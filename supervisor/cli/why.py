@@ -19,6 +19,7 @@ from meshrun.proxy.intentions import (
     precedence,
 )
 from meshrun.supervisor.cli.columns import age
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.permission_words import numbered
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.ps import state_colour
@@ -33,8 +34,8 @@ __all__ = ["outranked", "why"]
 
 
 @click.command()
-@click.argument("app", metavar="APP | SRC")
-@click.argument("destination", metavar="[DST]", required=False)
+@click.argument("app", metavar="APP | SRC", shell_complete=complete_service)
+@click.argument("destination", metavar="[DST]", required=False, shell_complete=complete_service)
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print an object, or a list of them.")
 @click.pass_obj
