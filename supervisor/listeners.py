@@ -69,6 +69,10 @@ class Listeners:
         self.sockets[port] = listener
         return True
 
+    def release(self, port: int) -> None:
+        """Stop listening on a port."""
+        self.sockets.pop(port).close()
+
     def close(self) -> None:
         """Stop listening everywhere."""
         for listener in self.sockets.values():

@@ -35,6 +35,7 @@ __all__ = [
     "count_workers",
     "instance_name",
     "make",
+    "planned_upstream",
     "scaled",
     "select",
 ]
@@ -301,7 +302,7 @@ def _app_instance(
     identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
     port = given.get(_app_holder(name))
     upstreams = tuple(
-        _upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
+        planned_upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
     )
     injected = environment.injected(
         app=app.name,
@@ -335,9 +336,10 @@ def _app_instance(
     )
 
 
-def _upstream(
+def planned_upstream(
     configuration: Configuration, reference: UpstreamReference, port: int
 ) -> PlannedUpstream:
+    """Return an upstream of an app at the port that it was given."""
     service = reference.service
     target = configuration.apps.get(service) or configuration.services[service]
     trust_domain = configuration.mesh.trust_domain

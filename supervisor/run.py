@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from meshrun.proxy import messages
@@ -35,6 +35,7 @@ from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.lifecycle import Phase, Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.logs import Logs
+from meshrun.supervisor.oneoff import OneOff, OneOffs
 from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.reporter import Reporter
@@ -116,6 +117,14 @@ class Run:
             self._reporter,
             journal,
             self._worker_changed,
+        )
+        self.one_offs = OneOffs(
+            prepared.listeners,
+            self.control,
+            self.sidecars,
+            timeline,
+            self.bell,
+            prepared.database.ports,
         )
         self.externals = Externals(self.plan.instances, self._external_changed)
         for instance in self.plan.instances:
@@ -263,6 +272,25 @@ class Run:
                 f'no service "{name}" runs here{suggest.hint(name, known)}; there are: {there}'
             )
 
+    def begin_one_off(self, name: str, program: str, pid: int | None) -> OneOff:
+        """Give a command of an app a sidecar; `pid` is of who holds it until `one_offs.end`.
+
+        Raises StoppingError, UnknownNameError, MeshrunError.
+        """
+        if self.stopping:
+            raise StoppingError("cannot run a command: the mesh is being stopped")
+        configuration = self.plan.configuration
+        app = configuration.apps.get(name)
+        if app is None:
+            known = ", ".join(configuration.apps)
+            raise UnknownNameError(
+                f'no app "{name}"{suggest.hint(name, configuration.apps)}; there are: {known}'
+            )
+        port = next((instance.port for instance in self.plan.of(name)), app.port)
+        return self.one_offs.begin(
+            configuration, app, port=port, caller=os.environ, program=program, pid=pid
+        )
+
     def tap(
         self, tell: Callable[[Entries], None], source: str | None, destination: str
     ) -> Callable[[], None]:
@@ -393,9 +421,12 @@ class Run:
             reason = f"it did not enforce a change within {ENFORCE_TIMEOUT_S:g} s"
             self.sidecars.broke(worker, reason)
 
-    async def rotate(self, names: Iterable[str]) -> None:
+    async def rotate(self, names: Collection[str]) -> None:
         """Give sidecars new leaves; raises MeshrunError naming those that did not take theirs."""
-        late = await self.control.rotate(self.resolve(names), ROTATE_TIMEOUT_S)
+        chosen = self.resolve(names)
+        if not names:
+            chosen += [one_off.instance.name for one_off in self.one_offs.running]
+        late = await self.control.rotate(chosen, ROTATE_TIMEOUT_S)
         if late:
             names = ", ".join(worker.name for worker in late)
             raise MeshrunError(

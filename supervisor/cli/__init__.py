@@ -37,6 +37,7 @@ program = LazyGroup(
         "restart": f"{_HERE}.control",
         "check": f"{_HERE}.check",
         "env": f"{_HERE}.env",
+        "run": f"{_HERE}.oneoff",
         "why": f"{_HERE}.why",
         "intentions": f"{_HERE}.intentions",
         "certs": f"{_HERE}.certs",

@@ -16,6 +16,7 @@ __all__ = [
     "InstanceRow",
     "Leaf",
     "LogLine",
+    "OneOff",
     "Outcome",
     "Root",
     "RunInfo",
@@ -155,6 +156,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     waiting_for: list[str] = []
     lines: list[str] = []
     events: list[Event] = []
+
+
+class OneOff(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-off command's instance, and the layers of its environment over the caller's."""
+
+    instance: str
+    env_file: dict[str, str]
+    env: dict[str, str]
+    injected: dict[str, str]
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):
