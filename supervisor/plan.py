@@ -25,6 +25,7 @@ from meshrun.supervisor.environment import UpstreamAddress
 from meshrun.supervisor.errors import MeshrunError
 
 __all__ = [
+    "HOST",
     "Instance",
     "Plan",
     "PlannedShare",

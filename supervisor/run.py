@@ -43,7 +43,14 @@ from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
-__all__ = ["KILL_S", "Readiness", "Run", "StoppingError", "UnknownNameError"]
+__all__ = [
+    "KILL_S",
+    "Readiness",
+    "Run",
+    "StoppingError",
+    "UnknownNameError",
+    "longest_stop_s",
+]
 
 # Design 8: a launched sidecar that does not acknowledge within it is killed and started again.
 ENFORCE_TIMEOUT_S = 2.0
@@ -52,6 +59,15 @@ ROTATE_TIMEOUT_S = 30.0
 KILL_S = 4.0
 # How many names of many a sentence has.
 SHOWN = 5
+
+
+def longest_stop_s(grace_s: float) -> float:
+    """Return how long a stop takes at most, where the most patient app has `grace_s` to end.
+
+    A grace until all are told, one for the last of them, one for the rest of its session, the
+    sidecars', and what KILL needs.
+    """
+    return 3 * grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
 
 
 class StoppingError(MeshrunError):
@@ -89,6 +105,8 @@ class Run:
         self.started_at = time.time()
         self.bell = Bell()
         self.stopping = False
+        # Whether a changed configuration is being applied; the bell is rung for it.
+        self.reloading = False
         self.apps: dict[str, Runner] = {}
         self._launcher = launcher
         self._journal = journal
@@ -390,8 +408,8 @@ class Run:
 
     async def ready(self, timeout_s: float) -> Readiness:
         """Wait until everything is ready or has completed, or until something has failed."""
-        await self.bell.until(lambda: self._readiness() is not None, timeout_s)
-        settled = self._readiness()
+        await self.bell.until(lambda: self.readiness() is not None, timeout_s)
+        settled = self.readiness()
         if settled is not None:
             return settled
         late = next(i for i in self.plan.instances if not self._settled(i))
@@ -401,7 +419,8 @@ class Run:
         why = f": {reason}" if reason else ""
         return Readiness(False, late.name, f"{late.name} is {state} after {timeout_s:g} s{why}")
 
-    def _readiness(self) -> Readiness | None:
+    def readiness(self) -> Readiness | None:
+        """Return whether everything is ready, None while that is not settled."""
         for name, app in self.apps.items():
             if app.status.phase in (Phase.FAILED, Phase.CRASH_LOOP):
                 shown = app.status.phase.shown
@@ -414,6 +433,21 @@ class Run:
         app = self.apps.get(instance.name)
         completed = app is not None and app.status.phase is Phase.COMPLETED
         return completed or self.is_ready(instance)
+
+    def summary(self) -> str:
+        """Say in a line for people how everything is."""
+        open_ = [i.name for i in self.plan.instances if not self._settled(i)]
+        total = len(self.plan.instances)
+        ready = f"{total - len(open_)} of {total} instances ready"
+        if not open_:
+            return ready
+        states = [f"{name} {self._state(name)}" for name in open_[:SHOWN]]
+        more = f" and {len(open_) - SHOWN} more" if len(open_) > SHOWN else ""
+        return f"{ready}; not ready: {', '.join(states)}{more}"
+
+    def _state(self, name: str) -> str:
+        app = self.apps.get(name)
+        return f"({app.status.phase.shown})" if app is not None else "(external)"
 
     async def enforce_intentions(self) -> None:
         """Return when every running sidecar enforces the intentions as they are now."""
@@ -471,12 +505,8 @@ class Run:
 
     @property
     def longest_stop_s(self) -> float:
-        """How long `stop` takes at most.
-
-        A grace until all are told, one for the last of them, one for the rest of its session, the
-        sidecars', and what KILL needs.
-        """
-        return 3 * self._grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
+        """How long `stop` takes at most."""
+        return longest_stop_s(self._grace_s)
 
     def _stop_all(self) -> None:
         for app in self.apps.values():

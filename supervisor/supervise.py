@@ -22,6 +22,8 @@ from meshrun.supervisor.logs import MESH, Line, Logs
 from meshrun.supervisor.painter import Painter
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.run import KILL_S, Run
+from meshrun.supervisor.sdnotify import Contact
+from meshrun.supervisor.service_manager import ServiceManager
 from meshrun.supervisor.statedir import CONTROL_SOCKET
 from meshrun.supervisor.timeline import Timeline
 
@@ -70,10 +72,12 @@ async def supervise(
     ends: EndRule,
     foreground: bool,
     on_started: Callable[[], None],
+    contact: Contact | None = None,
 ) -> int:
     """Run the mesh until it ends, and return the exit code; `ends` says what else ends it.
 
     `on_started` is called when the control socket answers and every process has been asked for.
+    `contact` is the service manager that wants to know how the run is.
     """
     loop = asyncio.get_running_loop()
     prctl.set_subreaper()
@@ -99,9 +103,12 @@ async def supervise(
     timeline.add("up", "mesh", "the mesh was started")
     run.start()
     on_started()
+    manager = ServiceManager(contact, log.journal)
+    tasks.start(manager.follow(run), "tell the service manager")
     tasks.start(_until_over(run, ends, ending, log.journal), "end when every app has ended")
     code = await ending.decided
-    await _stop(run, launcher, log.journal, lost)
+    manager.stopping(run.longest_stop_s)
+    await _stop(run, launcher, log.journal, manager, lost)
     if lost.is_set():
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
@@ -110,6 +117,7 @@ async def supervise(
     timeline.flush()
     await api.close()
     _clean_up(prepared, launcher)
+    manager.close()
     log.close()
     return code
 
@@ -121,7 +129,9 @@ async def _until_over(run: Run, rule: EndRule, ending: _Ending, journal: Journal
     ending.decide(ended.code)
 
 
-async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Event) -> None:
+async def _stop(
+    run: Run, launcher: Launcher, journal: Journal, manager: ServiceManager, lost: asyncio.Event
+) -> None:
     """Stop in order, unless the launcher is lost: then nobody would hear of any end."""
     stop = tasks.start(run.stop(), "stop the run")
     gone = tasks.start(lost.wait(), "notice the launcher's end")
@@ -139,7 +149,9 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
             journal.error("the launcher does not answer and is killed")
             launcher.kill()
         else:
-            journal.info(f"waiting for {run.describe_blocking() or 'the sidecars'} to end")
+            waiting = f"waiting for {run.describe_blocking() or 'the sidecars'} to end"
+            journal.info(waiting)
+            manager.say(waiting)
     stop.cancel()
     gone.cancel()
 

@@ -3,11 +3,14 @@
 import os
 import secrets
 import shutil
+import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from meshrun.supervisor import activation, sdnotify
 from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.names import complete_app, complete_scale
 from meshrun.supervisor.cli.place import Place
@@ -135,6 +138,11 @@ def up(
         options += [f"--scale={name}={number}" for name, number in scale]
         options += [f"--procfile={procfile}"] if procfile is not None else []
         ctx.exit(detaching.detach(place, options, timeout_s if wait else None))
+    # What a service manager says is for this process, and for none that it starts.
+    contact = sdnotify.contact(os.environ, os.getpid())
+    handed = activation.take(os.environ, os.getpid())
+    for name in sdnotify.VARIABLES:
+        os.environ.pop(name, None)
     # Before anything else, the loop, threads and secrets above all: what is here is in every child.
     launcher = Launcher.start(silent=detached)
     try:
@@ -150,6 +158,8 @@ def up(
             ),
             procfile,
             detached=detached,
+            contact=None if detached else contact,
+            handed=handed,
         )
     finally:
         launcher.end()
@@ -188,6 +198,8 @@ def _run(
     procfile: Path | None,
     *,
     detached: bool,
+    contact: sdnotify.Contact | None,
+    handed: Mapping[int, socket.socket],
 ) -> int:
     # Imported after the fork, while the launcher imports what the sidecars need.
     import uvloop
@@ -206,7 +218,7 @@ def _run(
     throw_away = selection.isolated and place.state_dir is None
     if throw_away:
         state_path = state_path.with_name(f"{state_path.name}-{secrets.token_hex(4)}")
-    prepared = prepare(configuration, selection, state_path, environ)
+    prepared = prepare(configuration, selection, state_path, environ, handed)
 
     def started() -> None:
         if detached:
@@ -220,6 +232,7 @@ def _run(
                 ends=selection.ends,
                 foreground=not detached,
                 on_started=started,
+                contact=contact,
             )
         )
     finally:

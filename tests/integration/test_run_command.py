@@ -270,6 +270,6 @@ def test_in_a_terminal_it_is_a_job_like_any_other(tmp_path: Path) -> None:
             terminal.type('echo "code $?"\n')
             terminal.await_text("code 7\r")
             terminal.type(f'{run} tty; echo "code $?"\n')
-            assert "\n/dev/" in terminal.await_text("code 0\r")
+            assert "/dev/" in terminal.await_text("code 0\r")
             terminal.type("exit\n")
         mesh.await_event("command-ended", "client.run-1", number=2)
