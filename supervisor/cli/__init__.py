@@ -41,6 +41,7 @@ program = LazyGroup(
         "why": f"{_HERE}.why",
         "intentions": f"{_HERE}.intentions",
         "certs": f"{_HERE}.certs",
+        "export": f"{_HERE}.export",
         "completion": f"{_HERE}.completion",
     },
     aliases={"intention": "intentions"},
