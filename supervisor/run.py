@@ -115,6 +115,7 @@ class Run:
         self._instances = {instance.name: instance for instance in self.plan.instances}
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
+        self._since: dict[str, float] = {}
         self.killed_at: float | None = None
         logging = self.plan.configuration.mesh.access_log
         self.access = Access(logs, time.time, logging=logging)
@@ -181,6 +182,8 @@ class Run:
         self, instance: Instance, _runner: Runner, before: Status, after: Status, event: Event
     ) -> None:
         self._tell_who_is_ready()
+        if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
+            self._since[instance.name] = time.time()
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._known.pop(instance.name, None)
@@ -197,6 +200,7 @@ class Run:
 
     def _external_changed(self, instance: Instance) -> None:
         self._tell_who_is_ready()
+        self._since[instance.name] = time.time()
         reason = self.externals.reason(instance.name)
         self._reporter.external_changed(instance, reason)
         self._changed()
@@ -405,6 +409,10 @@ class Run:
         app = self.apps.get(instance.name)
         takes_calls = app.status.ready if app is not None else instance.name in self.externals.ready
         return takes_calls and self.control.is_ready(instance.name)
+
+    def since(self, name: str) -> float:
+        """Return when an instance came into the state that it is in; wall-clock seconds."""
+        return self._since.get(name, self.started_at)
 
     async def ready(self, timeout_s: float) -> Readiness:
         """Wait until everything is ready or has completed, or until something has failed."""

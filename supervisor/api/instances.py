@@ -249,6 +249,7 @@ async def why(request: web.Request) -> web.StreamResponse:
                 "instance": instance.name,
                 "state": status.phase.shown if app is not None else "external",
                 "ready": run.is_ready(instance),
+                "since": run.since(instance.name),
                 "reason": _reason(run, instance, status),
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,

@@ -144,11 +144,12 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an instance is in its state."""
+    """Why an instance is in its state, and `since` when, in wall-clock seconds."""
 
     instance: str
     state: str
     ready: bool
+    since: float | None = None
     reason: str | None = None
     exit: str | None = None
     restarts: int = 0

@@ -189,7 +189,8 @@ def _in_force(place: Place, destination: str) -> tuple[Sequence[Intention], Acti
 def _lines(found: Explanation) -> list[str]:
     ready = "ready" if found.ready else "not ready"
     state = click.style(found.state, fg=state_colour(found.state))
-    lines = [f"{click.style(found.instance, bold=True)} is {state}, {ready}"]
+    since = "" if found.since is None else f", since {_clock(found.since)}"
+    lines = [f"{click.style(found.instance, bold=True)} is {state}, {ready}{since}"]
     facts = [
         ("reason", found.reason),
         ("waits for", ", ".join(found.waiting_for)),
