@@ -16,7 +16,7 @@ __all__ = ["env", "shell_lines"]
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
-@click.command()
+@click.command(short_help="Print the environment that APP gets.")
 @click.argument("app", shell_complete=complete_app)
 @click.option("--json", "as_json", is_flag=True, help="Print an object.")
 @click.pass_obj

@@ -32,7 +32,7 @@ def export() -> None:
     """
 
 
-@export.command()
+@export.command(short_help="Write units of systemd that run this mesh.")
 @click.option("--user", metavar="USER", help="Whom the mesh runs as (default: you).")
 @click.option(
     "--output",

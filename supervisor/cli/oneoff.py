@@ -25,7 +25,7 @@ def _complete_file(
     return [CompletionItem(incomplete, type="file")]
 
 
-@click.command(cls=_Command)
+@click.command(cls=_Command, short_help="Run a command with the identity and upstreams of APP.")
 @click.argument("app", shell_complete=complete_app)
 @click.argument(
     "command",

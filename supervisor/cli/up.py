@@ -114,10 +114,11 @@ def up(
     meshrun up --wait && pytest         in the background, tests once all is ready
     meshrun up --exit-code-from tests   the app `tests` says how the run went
 
+    With --exit-code-from APP is not started again when it ends, with --abort-on-exit no app is,
+    whatever `restart` says. One whose completion another app waits for may complete.
+
     Exits 130 after Ctrl-C, 0 after TERM and `meshrun down`; 1 if it broke or, where it ended by
-    itself, an app had failed; 2 if the configuration is wrong, and nothing was started. With
-    --exit-code-from and --abort-on-exit no app that this is about is started again, whatever its
-    `restart` says; one whose completion another app waits for may end all the same.
+    itself, an app had failed; 2 if the configuration is wrong, and then nothing was started.
     """
     place = ctx.ensure_object(Place)
     ends = EndRule(exit_code_from=exit_code_from, abort_on_exit=abort_on_exit)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["outranked", "why"]
 
 
-@click.command()
+@click.command(short_help="Explain the state of APP, or whether SRC may call DST.")
 @click.argument("app", metavar="APP | SRC", shell_complete=complete_service)
 @click.argument("destination", metavar="[DST]", required=False, shell_complete=complete_service)
 @request_options
