@@ -8,19 +8,32 @@ import asyncio
 import socket
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from meshrun.supervisor import sdnotify
+from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.journal import Journal
-from meshrun.supervisor.run import Run
 from meshrun.supervisor.sdnotify import Contact
 
-__all__ = ["ServiceManager"]
+__all__ = ["Followed", "ServiceManager"]
 
 # A manager that takes nothing any more gets the newest only, some day.
 MOST_WAITING = 64
 # What is left to do when the last process has ended: records, files.
 STOP_MARGIN_S = 5.0
+
+
+class Followed(Protocol):
+    """What is told of a run (`meshrun.supervisor.run.Run`); the bell rings at each change."""
+
+    bell: Bell
+    reloading: bool
+
+    def readiness(self) -> object | None:
+        """Return whether everything is ready, None while that is not settled."""
+
+    def summary(self) -> str:
+        """Say in a line for people how everything is."""
 
 
 class _Told(NamedTuple):
@@ -86,7 +99,7 @@ class ServiceManager:
             self._waiting.popleft()
         self._loop.remove_writer(self._socket.fileno())
 
-    async def follow(self, run: Run) -> None:
+    async def follow(self, run: Followed) -> None:
         """Tell how the run is, until it stops: ready once it has settled, and each change after.
 
         Settled is what `up --wait` waits for. Where that is a failure the run has started all the
@@ -96,7 +109,7 @@ class ServiceManager:
             await run.bell.until(lambda: self._look(run) != self._told, None)
             self._tell(self._look(run))
 
-    def _look(self, run: Run) -> _Told:
+    def _look(self, run: Followed) -> _Told:
         if self._stopping:
             return self._told
         started = self._told.started or run.readiness() is not None

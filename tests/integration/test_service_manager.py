@@ -1,14 +1,21 @@
 """What `meshrun up` tells a service manager, and what it takes from one."""
 
+import asyncio
 import json
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.mesh import APPS, PATIENCE_S, Mesh
+
+from meshrun.proxy import tasks
+from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.journal import open_journal
+from meshrun.supervisor.sdnotify import Contact
+from meshrun.supervisor.service_manager import ServiceManager
 
 CONFIG = """
 [apps.server]
@@ -26,6 +33,7 @@ class Manager:
 
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.address = address
         self._socket.bind(address)
         self._socket.settimeout(PATIENCE_S)
         self.told: list[str] = []
@@ -122,6 +130,71 @@ def test_a_manager_that_is_not_there_is_no_reason_to_fail(tmp_path: Path, addres
         foreground.await_line("server.1 is ready")
         said = "cannot tell the service manager at" in foreground.text
         assert said == (not address.startswith("vsock"))
+
+
+class Run:
+    """A run that is what a test says."""
+
+    def __init__(self) -> None:
+        self.bell = Bell()
+        self.reloading = False
+        self.settled = False
+        self.how = "0 of 1"
+
+    def readiness(self) -> bool | None:
+        """Settled or not."""
+        return self.settled or None
+
+    def summary(self) -> str:
+        """How it is."""
+        return self.how
+
+
+async def tell(manager: Manager, follow: Callable[[ServiceManager, Run], Awaitable[None]]) -> None:
+    """Let a service manager follow a run while something happens to that."""
+    complaints: list[str] = []
+    journal = open_journal(complaints.append, colour=False)
+    told = ServiceManager(Contact(manager.address), journal)
+    run = Run()
+    following = tasks.start(told.follow(run), "follow")
+    await follow(told, run)
+    following.cancel()
+    told.close()
+    assert complaints == []
+
+
+def test_a_reload_is_told_from_its_beginning_to_its_end(manager: Manager) -> None:
+    async def reload(_told: ServiceManager, run: Run) -> None:
+        async def changed(**values: object) -> list[str]:
+            vars(run).update(values)
+            run.bell.ring()
+            return await asyncio.to_thread(manager.await_told)
+
+        assert await changed(how="0 of 2") == ["STATUS=0 of 2"]
+        assert await changed(how="2 of 2", settled=True) == ["READY=1", "STATUS=2 of 2"]
+        begun = await changed(reloading=True)
+        assert begun[0] == "RELOADING=1"
+        assert begun[1].startswith("MONOTONIC_USEC=")
+        assert await changed(how="1 of 3") == ["STATUS=1 of 3"]
+        assert await changed(reloading=False) == ["READY=1", "STATUS=1 of 3"]
+        # What is not settled any more does not take back that it has started.
+        assert await changed(how="2 of 3", settled=False) == ["READY=1", "STATUS=2 of 3"]
+
+    asyncio.run(tell(manager, reload))
+
+
+def test_a_manager_that_does_not_read_stops_nothing_and_gets_it_later(manager: Manager) -> None:
+    async def flood(told: ServiceManager, _run: Run) -> None:
+        for number in range(1000):
+            told.say(str(number))
+
+        def read() -> None:
+            while "STATUS=999" not in manager.await_told():
+                pass
+
+        await asyncio.to_thread(read)
+
+    asyncio.run(tell(manager, flood))
 
 
 def free_port() -> int:
