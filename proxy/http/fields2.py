@@ -24,6 +24,7 @@ from meshrun.proxy.http.head1 import (
     check_size,
 )
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -37,8 +38,6 @@ __all__ = [
     "write_response",
 ]
 
-Field = tuple[bytes, bytes]
-
 # RFC 9110 5.6.2 without capitals. An underscore is a hyphen to CGI and WSGI, so that a rule would
 # see another field than the app; the metadata of gRPC may have it.
 _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -51,9 +50,6 @@ _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
 # What the name is read as of a field that tells who calls, which only the sidecar may.
 _FORGED = ""
 _REQUEST_SPECIAL = CONNECTION_FIELDS | {_FORGED, "cookie", "expect", "host"}
-
-# RFC 9113 6.5.2: what a field counts for beside its characters.
-_FIELD_OVERHEAD_BYTES = 32
 
 # Never put into the table of the compression: what may be guessed by its length (RFC 7541 7.1.3),
 # and what is another one in each request, and would push out of it what is not.
@@ -108,7 +104,7 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
     check_count(regular, 431)
     request = _request_of(pseudo, special, regular)
     if size > UNMEASURED_BYTES:
-        check_size(request, _FIELD_OVERHEAD_BYTES, 431)
+        check_size(request, FIELD_OVERHEAD_BYTES, 431)
     length = special.get("content-length")
     if not ended:
         request.framing = STREAMED
@@ -203,7 +199,7 @@ def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Respo
             raise HttpError(502, f"cannot take the response: it has {name}, or has it twice")
     check_count(response.fields, 502)
     if size > UNMEASURED_BYTES:
-        check_size(response, _FIELD_OVERHEAD_BYTES, 502)
+        check_size(response, FIELD_OVERHEAD_BYTES, 502)
     if length is not None and not response.interim:
         response.length = _number(length, 502)
     if ended:
@@ -280,7 +276,7 @@ def _check_size(fields: Sequence[Field], status: int) -> int:
     if any(len(field[0]) > MOST_NAME_BYTES for field in fields):
         raise HttpError(status, f"cannot take a name of a field over {MOST_NAME_BYTES} bytes")
     size = sum([len(name) + len(value) for name, value in fields])
-    size += _FIELD_OVERHEAD_BYTES * len(fields)
+    size += FIELD_OVERHEAD_BYTES * len(fields)
     if size > RAW_LIMIT_BYTES:
         raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
     return size

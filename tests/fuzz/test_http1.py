@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.sampling import WHOLE
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.body1 import Chunked, Counted, chunk, last_chunk, permitted_trailers
+from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk, permitted_trailers
 from meshrun.proxy.http.head1 import (
     CONNECTION_FIELDS,
     find_head,
@@ -55,7 +55,8 @@ class Reader:
         self._at = 0
         self._kept = bytearray()
         self._searched = 0
-        self._body: Chunked | Counted | None = None
+        self._chunked: Chunked | None = None
+        self._counted = 0  # of a body with a length, what is left
         self._until_close = False
 
     def feed(self, data: bytes) -> None:
@@ -69,16 +70,20 @@ class Reader:
         if self._until_close:
             self.messages[-1].body += data
             return len(data)
-        taken = self._take_head(data) if self._body is None else self._take_body(data)
+        taken = self._take_body(data) if self._in_body else self._take_head(data)
         self._at += taken
         message = self.messages[-1] if self.messages else None
-        if message and message.end is None and (self._body is None or self._body.over):
+        if message and message.end is None and not self._in_body:
             message.end = self._at
-            if isinstance(self._body, Chunked):
-                message.trailers = self._body.trailers
-            self._body = None
+            if self._chunked is not None:
+                message.trailers = self._chunked.trailers
+            self._chunked = None
             self.over = bool(message.head.upgrade) or not message.head.keeps_alive
         return taken
+
+    @property
+    def _in_body(self) -> bool:
+        return self._counted > 0 or (self._chunked is not None and not self._chunked.over)
 
     def _take_head(self, data: bytes) -> int:
         before = len(self._kept)
@@ -93,22 +98,21 @@ class Reader:
         parsed = parse_response(head, self._method) if self._method else parse_request(head)
         self.messages.append(Message(parsed))
         if parsed.framing is Framing.LENGTH:
-            self._body = Counted(parsed.length or 0)
+            self._counted = parsed.length or 0
         elif parsed.framing is Framing.STREAM:
             self._until_close = isinstance(parsed, Response) and parsed.until_close
-            self._body = Chunked(of_response=bool(self._method))
+            self._chunked = Chunked(of_response=bool(self._method))
         return end - before
 
     def _take_body(self, data: bytes) -> int:
         body = self.messages[-1].body
-        if isinstance(self._body, Counted):
-            taken = self._body.take(len(data))
+        if self._chunked is None:
+            taken = min(self._counted, len(data))
+            self._counted -= taken
             body += data[:taken]
             return taken
-        assert self._body is not None
-        pieces, taken = self._body.feed(data)
-        for piece in pieces:
-            body += piece
+        piece, taken = self._chunked.feed(data)
+        body += piece
         return taken
 
 
