@@ -7,6 +7,7 @@ from typing import Protocol
 
 from meshrun.proxy.caller import Caller
 from meshrun.proxy.framing import Refusal
+from meshrun.proxy.http.heads import Fields
 from meshrun.proxy.idleness import EXCHANGE_IDLE_S, Cuttable, IdleWatch
 from meshrun.proxy.intentions import Asked, Decision, Rules
 from meshrun.proxy.ledger import Ledger
@@ -138,6 +139,12 @@ class Gate:
             self._requests.add(requested)
             self._idle.connected()
         return decision
+
+    def undecided(self, caller: Caller, fields: Fields) -> Fields:
+        """Return those fields that no rule about the caller looks at."""
+        rules = self._rules
+        assert rules is not None, "a caller came before there was a snapshot"
+        return [pair for pair in fields if not rules.looks_at(caller.service, pair[0])]
 
     def done(self, requested: Requested) -> None:
         """A request is over, whether or not it was let in."""

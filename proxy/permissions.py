@@ -159,17 +159,18 @@ def _parts(values: list[str], joint: str) -> dict[str, None]:
 
 
 def _trimmed(value: str) -> str:
-    """Return a value without what is white space in UTF-8, or where it is none, in Latin-1.
+    """Return a value without what is white space in UTF-8, or where it is none, in Latin-1 first.
 
     To HTTP only blanks and tabs are (RFC 9110 5.6.3), and any other octet is sent on.
     """
     if value.isascii():
         return value
-    try:
-        text = value.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        return value.strip()
-    return _latin1(text.strip())
+    for text in (value, value.strip()):
+        try:
+            return _latin1(text.encode("latin-1").decode().strip())
+        except UnicodeDecodeError:
+            pass
+    return value.strip()
 
 
 def _hosts(authority: str) -> tuple[str, ...]:

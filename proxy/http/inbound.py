@@ -328,6 +328,13 @@ class _Exchange(Relay):
         self._failure = reason
         self.answer(503, "the app does not answer", Failure.UNSENT)
 
+    def permitted(self, trailers: Fields) -> Fields:
+        """Return those that no rule would have looked at in the head.
+
+        uvicorn with httptools shows trailers as headers, aiohttp those of the next request.
+        """
+        return self._session.inbound.gate.undecided(self.caller, trailers)
+
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
         if head.status == 503 or self.grpc:

@@ -136,6 +136,8 @@ class Relay:
 
     def request_end(self, trailers: Fields) -> None:
         """The request is complete."""
+        if trailers:
+            trailers = self.permitted(trailers)
         upstream = self._upstream
         if self.response_open:
             self.request_open = False
@@ -144,6 +146,10 @@ class Relay:
             self._close("")
         if upstream is not None:
             upstream.end(trailers)
+
+    def permitted(self, trailers: Fields) -> Fields:
+        """Return those that are passed on."""
+        return trailers
 
     def request_aborted(self, reason: str, status: int = 0) -> None:
         """Whoever asked is gone, or was told `status`."""

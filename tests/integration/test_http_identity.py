@@ -256,6 +256,7 @@ def test_what_a_stream_says_of_its_caller_behind_a_body_is_dropped(
             ("x-mesh-client-id", ADMIN),
             ("x-forwarded-client-cert", f"URI={ADMIN}"),
             ("x.mesh.client.id", ADMIN),
+            ("x-denied", "a rule looks at it"),
             *((name, ADMIN) for name in HIDDEN if mesh2.protocol == "grpc"),
         ],
         end=True,

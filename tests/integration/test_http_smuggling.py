@@ -301,6 +301,25 @@ def test_chunks_and_extensions_and_trailers_come_to_the_app_in_one_spelling(
 
 
 @each_entry
+def test_a_trailer_that_a_rule_would_have_looked_at_is_dropped(
+    mesh: HttpMesh, entry: Entry
+) -> None:
+    wire = mesh.call(entry)
+    trailers = b"X-Denied: 1\r\nx.denied: 2\r\nX-Kept: 3\r\n"
+    wire.say(post(ID, "Transfer-Encoding: chunked", body=b"0\r\n" + trailers + b"\r\n"))
+    app = mesh.app.accept()
+    assert app.hear_request() == mesh.seen(
+        "POST /a HTTP/1.1",
+        ID,
+        entry=entry,
+        behind=["Transfer-Encoding: chunked"],
+        body=b"0\r\nX-Kept: 3\r\n\r\n",
+    )
+    app.say(OK)
+    assert wire.hear_answer().body == b"ok"
+
+
+@each_entry
 def test_the_fields_of_a_connection_stay_on_it(mesh: HttpMesh, entry: Entry) -> None:
     wire = mesh.call(entry)
     wire.say(

@@ -167,7 +167,7 @@ BLANKS = [
 @pytest.mark.parametrize("blank", BLANKS)
 @pytest.mark.parametrize("listed", ["{}", "user, {}", "{},user"])
 def test_a_blank_that_only_apps_take_for_one_gets_past_no_rule(blank: str, listed: str) -> None:
-    for value in (f"admin{blank}", f"{blank}admin", f"{blank}admin{blank}"):
+    for value in (f"admin{blank}", f"{blank}admin", f"{blank}admin{blank}", f"{blank}admin\xa0"):
         request = with_header((listed.format(value),))
         for match in (EXACT, REGEX):
             assert matches(Permission(action="deny", headers=(match,)), request)
