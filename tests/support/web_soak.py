@@ -1,7 +1,7 @@
 """HTTP/1 and WebSockets of aiohttp, both ends, for `http_soak`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
 import aiohttp
 from aiohttp import WSMsgType, web
@@ -20,6 +20,9 @@ from support.weather import INSTANCES
 __all__ = ["WebApps", "WebCaller"]
 
 METHODS = {Kind.TELL: "POST", Kind.UPLOAD: "PUT", Kind.TALK: "POST"}
+
+# How long after a connection was lost its reader may take to hear of it.
+LOST_S = 2.0
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -163,13 +166,13 @@ class WebCaller(Caller):
             if response.status != 200:
                 raise RefusedError(response.status)
             for piece in request.pieces_back(noise):
-                if await response.content.readexactly(len(piece)) != piece:
+                if await _or_lost(response, response.content.readexactly(len(piece))) != piece:
                     raise WrongError("the answer is not what the app said")
                 turn.release()
                 if request.kind is Kind.CALLER_LEAVES:
                     response.close()
                     return
-            if await response.content.read():
+            if await _or_lost(response, response.content.read()):
                 raise WrongError("the answer is longer than what the app said")
 
     async def _talk_over_socket(self, request: Request) -> None:
@@ -187,3 +190,29 @@ class WebCaller(Caller):
             await socket.close()
             if socket.close_code != 1000:
                 raise BrokenOffError(f"the socket was closed with {socket.close_code}")
+
+
+async def _or_lost(
+    response: aiohttp.ClientResponse, reading: Coroutine[object, object, bytes]
+) -> bytes:
+    """Return what is read; raises BrokenOffError where the connection is lost before.
+
+    aiohttp 3.14 does not tell the reader itself where the writer of the request meets the loss
+    first: it drops the reader as it closes, and whoever waits there waits for ever.
+    """
+    connection = response.connection
+    lost = connection.protocol.closed if connection is not None and connection.protocol else None
+    task = asyncio.ensure_future(reading)
+    waiting: list[asyncio.Future[bytes] | asyncio.Future[None]] = [task]
+    if lost is not None:
+        lost.add_done_callback(lambda loss: loss.cancelled() or loss.exception())
+        waiting.append(lost)
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        # What came before is there, or told in the next turn; only what is never told is late.
+        await asyncio.wait([task], timeout=LOST_S)
+        if not task.done():
+            raise BrokenOffError("the connection was lost")
+        return await task
+    finally:
+        task.cancel()
