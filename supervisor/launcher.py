@@ -66,13 +66,7 @@ class _Launcher:
             pass
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in processes.reap():
             self._say(spawning.Exited(pid=pid, status=status))
 
     def _say(self, message: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> None:
@@ -123,12 +117,7 @@ class _Launcher:
 
     def end_run(self) -> None:
         """End everything that descends from here; a subreaper's descendants cannot get away."""
-        processes.end_all(self._living, GRACE_S, LIMIT_S, time.monotonic)
-        self._reap()
-
-    def _living(self) -> list[processes.ProcessId]:
-        self._reap()
-        return processes.descendants(self._pid)
+        processes.end_descendants(GRACE_S, LIMIT_S, time.monotonic)
 
 
 def serve(control: socket.socket, guard: int, *, silent: bool) -> NoReturn:

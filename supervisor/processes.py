@@ -18,18 +18,28 @@ __all__ = [
     "ancestors",
     "await_exit",
     "boot_id",
+    "children",
     "command_line",
     "descendants",
     "end_all",
+    "end_descendants",
     "environment_value",
     "identify",
+    "kill_group",
     "name",
     "now_ticks",
     "open_pidfd",
+    "parents",
+    "reap",
     "send_signal",
     "session_members",
     "session_of",
 ]
+
+
+# How long a round of ending waits for an exit before it looks for what has been born meanwhile.
+LOOK_AGAIN_S = 0.05
+REST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +54,16 @@ class ProcessId:
 class _Stat:
     state: str
     parent: int
+    threads: int
     start_time: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more.
+
+        A process whose first thread has ended looks like a zombie while its other threads go on.
+        """
+        return self.state in "ZX" and self.threads <= 1
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -58,6 +77,7 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(
         state=fields[0].decode(),
         parent=int(fields[1]),
+        threads=int(fields[17]),
         start_time=int(fields[19]),
     )
 
@@ -80,13 +100,20 @@ def all_pids() -> Iterator[int]:
 def identify(pid: int) -> ProcessId | None:
     """Return the identity of a process that lives now, None if it is gone or a zombie."""
     stat = _stat(pid)
-    return None if stat is None or stat.state in "ZX" else ProcessId(pid, stat.start_time)
+    return None if stat is None or stat.ended else ProcessId(pid, stat.start_time)
 
 
-def session_members(session: int) -> list[ProcessId]:
-    """Return the living processes of a session."""
+def session_members(session: int, leader: ProcessId | None = None) -> list[ProcessId]:
+    """Return the living processes of a session.
+
+    With `leader`, who led it: none if somebody else has that number by now, and so leads another
+    session. (A number is not given again while its session has members.)
+    """
     found = (identify(pid) for pid in all_pids() if session_of(pid) == session)
-    return [process for process in found if process is not None]
+    members = [process for process in found if process is not None]
+    if leader is not None and any(p.pid == session and p != leader for p in members):
+        return []
+    return members
 
 
 def session_of(pid: int) -> int | None:
@@ -111,23 +138,41 @@ def await_exit(process: ProcessId, timeout_s: float) -> None:
     _wait_for_any_exit([process], timeout_s)
 
 
+def children(parent: int) -> list[int]:
+    """Return the ids of the children of a process, those included that have ended.
+
+    What comes and goes meanwhile may be missing: whoever must know asks again.
+    """
+    try:
+        threads = os.listdir(f"/proc/{parent}/task")
+        listed = [Path(f"/proc/{parent}/task/{t}/children").read_text() for t in threads]
+    except OSError:  # it is gone, or one of its threads; or a kernel without CONFIG_PROC_CHILDREN
+        return [pid for pid in all_pids() if (s := _stat(pid)) is not None and s.parent == parent]
+    return [int(pid) for line in listed for pid in line.split()]
+
+
+def parents(pids: Iterable[int]) -> dict[int, int]:
+    """Return the parent of each process that is there."""
+    return {pid: stat.parent for pid in pids if (stat := _stat(pid)) is not None}
+
+
 def descendants(ancestor: int) -> list[ProcessId]:
     """Return the living processes below `ancestor`, children before grandchildren."""
     stats = {pid: stat for pid in all_pids() if (stat := _stat(pid)) is not None}
-    children: dict[int, list[int]] = {}
+    below: dict[int, list[int]] = {}
     for pid, stat in stats.items():
-        children.setdefault(stat.parent, []).append(pid)
+        below.setdefault(stat.parent, []).append(pid)
     found: list[ProcessId] = []
-    queue = list(children.get(ancestor, ()))
+    queue = list(below.get(ancestor, ()))
     seen = {ancestor}
     while queue:
         pid = queue.pop(0)
         if pid in seen:
             continue
         seen.add(pid)
-        if stats[pid].state not in "ZX":
+        if not stats[pid].ended:
             found.append(ProcessId(pid, stats[pid].start_time))
-        queue.extend(children.get(pid, ()))
+        queue.extend(below.get(pid, ()))
     return found
 
 
@@ -143,15 +188,23 @@ def ancestors(pid: int) -> set[int]:
 
 def environment_value(pid: int, name: str) -> str | None:
     """Return a variable that the process was started with, None if unset or not readable."""
-    try:
-        block = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
     prefix = name.encode() + b"="
-    for entry in block.split(b"\0"):
+    for entry in _environment(pid).split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode(errors="replace")
     return None
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        # A thread may have ended and shows nothing any more, the first one too.
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            block = Path(f"/proc/{pid}/task/{thread}/environ").read_bytes()
+            if block:
+                return block
+    except OSError:
+        pass
+    return b""
 
 
 def command_line(pid: int) -> str:
@@ -195,10 +248,12 @@ def end_all(
     grace_s: float,
     limit_s: float,
     clock: Callable[[], float],
+    kill: Callable[[], None] = lambda: None,
 ) -> list[ProcessId]:
     """End what `find` finds: TERM, after `grace_s` KILL, again until nothing is found.
 
-    What is born meanwhile is found in the next round. Returns what still lives after `limit_s`.
+    What is born meanwhile is found in the next round. `kill` is called in each round after the
+    grace, for whoever can do it faster than one by one. Returns what still lives after `limit_s`.
     """
     begun = clock()
     told: set[ProcessId] = set()
@@ -206,14 +261,78 @@ def end_all(
         elapsed = clock() - begun
         if elapsed >= limit_s:
             return found
-        number = signal.SIGTERM if elapsed < grace_s else signal.SIGKILL
-        for process in found:
-            if number == signal.SIGKILL or process not in told:
-                told.add(process)
-                send_signal(process, number)
+        if elapsed < grace_s:
+            for process in found:
+                if process not in told:
+                    told.add(process)
+                    send_signal(process, signal.SIGTERM)
+                    send_signal(process, signal.SIGCONT)  # what is stopped would never see it
+        else:
+            kill()
+            for process in found:
+                send_signal(process, signal.SIGKILL)
         boundary = grace_s if elapsed < grace_s else limit_s
-        _wait_for_any_exit(found, min(boundary - elapsed, 0.05))
+        _wait_for_any_exit(found, min(boundary - elapsed, LOOK_AGAIN_S))
     return []
+
+
+def kill_group(group: int, member: ProcessId) -> None:
+    """KILL a process group at once, provided that `member` is in it at that very moment.
+
+    Who forks and ends in a loop is a step ahead of whoever looks for it; not so of a signal to its
+    group, which no fork under way escapes.
+    """
+    pidfd = open_pidfd(member)
+    if pidfd is None:
+        return
+    try:
+        if os.getpgid(member.pid) == group and group not in (0, 1, os.getpgrp()):
+            os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def end_descendants(grace_s: float, limit_s: float, clock: Callable[[], float]) -> list[ProcessId]:
+    """End everything below this process, a subreaper, and reap it; returns what still lives.
+
+    TERM, after `grace_s` KILL to its children until it has none: those of whom it kills become its
+    own. So who forks faster than anybody can look has nowhere to go.
+    """
+    begun = clock()
+    me = os.getpid()
+
+    def find() -> list[ProcessId]:
+        reap()
+        return descendants(me)
+
+    living = end_all(find, grace_s, grace_s, clock)
+    killed: set[int] = set()
+    while living and clock() - begun < limit_s:
+        mine = set(children(me))
+        for pid in mine:
+            # Nobody but this process reaps them, so the numbers are still theirs.
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        reap()
+        if not mine:
+            living = find()
+        elif mine <= killed:
+            time.sleep(REST_S)  # nothing new: let them die
+        killed |= mine
+    return find()
+
+
+def reap() -> list[tuple[int, int]]:
+    """Take the exits of all children that have ended: process ids and statuses of waitpid(2)."""
+    ended: list[tuple[int, int]] = []
+    try:
+        while (exit_ := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            ended.append(exit_)
+    except ChildProcessError:
+        pass
+    return ended
 
 
 def _wait_for_any_exit(processes: Iterable[ProcessId], timeout_s: float) -> None:

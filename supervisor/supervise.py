@@ -142,17 +142,7 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
 
 def _end_everything() -> None:
     """The launcher is gone, and its children have become this process's: end them all here."""
-    processes.end_all(lambda: _reaped_descendants(os.getpid()), GRACE_S, LIMIT_S, time.monotonic)
-
-
-def _reaped_descendants(pid: int) -> list[processes.ProcessId]:
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                break
-        except ChildProcessError:
-            break
-    return processes.descendants(pid)
+    processes.end_descendants(GRACE_S, LIMIT_S, time.monotonic)
 
 
 def _clean_up(prepared: Prepared, launcher: Launcher) -> None:

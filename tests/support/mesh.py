@@ -54,8 +54,11 @@ class Mesh:
         files: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         state_dir: str = ".meshrun",
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        # What runs every command, such as `env` or `nice`.
+        self.command = [*wrapper, sys.executable, "-P", "-m", "meshrun"]
         self.state_path = folder / state_dir
         self.marker = uuid.uuid4().hex
         self.environment = {
@@ -140,6 +143,14 @@ class Mesh:
         self._foregrounds.append(foreground)
         return foreground
 
+    def await_answer(self) -> None:
+        """Wait for a mesh that something else has started, and follow it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.state_path.exists() and self.is_running()):
+            assert time.monotonic() < deadline, "no mesh answers"
+            time.sleep(LOOK_AGAIN_S)
+        self.follow()
+
     def down(self) -> subprocess.CompletedProcess[str]:
         """End the mesh."""
         self.remember()
@@ -147,7 +158,7 @@ class Mesh:
 
     def _popen(self, *args: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "meshrun", *args],
+            [*self.command, *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -161,7 +172,7 @@ class Mesh:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command; with `check` it must succeed."""
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "meshrun", *args],
+            [*self.command, *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
