@@ -66,7 +66,7 @@ class _Launcher:
             pass
 
     def _reap(self) -> None:
-        for pid, status in processes.reap():
+        for pid, status in processes.reap()[0]:
             self._say(spawning.Exited(pid=pid, status=status))
 
     def _say(self, message: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meshrun.supervisor import spawning
+from meshrun.supervisor import processes, spawning
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.lifecycle_events import Exit
 
@@ -125,6 +125,10 @@ class Launcher:
         self._outbox.append((payload, duplicates))
         self._flush()
         return await answer
+
+    def orphans(self) -> list[int]:
+        """Return who has become a child of the launcher without having been started by it."""
+        return [pid for pid in processes.children(self.pid) if pid not in self._children]
 
     def _flush(self) -> None:
         assert self._loop is not None

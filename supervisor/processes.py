@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ __all__ = [
     "end_all",
     "end_descendants",
     "environment_value",
+    "group_of",
     "identify",
     "kill_group",
     "name",
@@ -125,6 +126,14 @@ def session_of(pid: int) -> int | None:
         return None
 
 
+def group_of(pid: int) -> int | None:
+    """Return the process group of a process, None if it is gone."""
+    try:
+        return os.getpgid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
 def name(pid: int) -> str:
     """Return the name that the kernel has for a process, empty if it is gone."""
     try:
@@ -196,15 +205,20 @@ def environment_value(pid: int, name: str) -> str | None:
 
 
 def _environment(pid: int) -> bytes:
-    try:
-        # A thread may have ended and shows nothing any more, the first one too.
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            block = Path(f"/proc/{pid}/task/{thread}/environ").read_bytes()
-            if block:
-                return block
-    except OSError:
-        pass
+    # A thread that has ended shows nothing any more, and the first one may be such.
+    for thread in _threads(pid):
+        try:
+            return Path(f"/proc/{pid}/task/{thread}/environ").read_bytes()
+        except OSError:
+            continue
     return b""
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
 
 
 def command_line(pid: int) -> str:
@@ -286,53 +300,83 @@ def kill_group(group: int, member: ProcessId) -> None:
     if pidfd is None:
         return
     try:
-        if os.getpgid(member.pid) == group and group not in (0, 1, os.getpgrp()):
-            os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+        if group_of(member.pid) == group and group not in (0, 1, os.getpgrp()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
     finally:
         os.close(pidfd)
 
 
-def end_descendants(grace_s: float, limit_s: float, clock: Callable[[], float]) -> list[ProcessId]:
+def end_descendants(
+    grace_s: float,
+    limit_s: float,
+    clock: Callable[[], float],
+    spared: Collection[int] = (),
+) -> list[ProcessId]:
     """End everything below this process, a subreaper, and reap it; returns what still lives.
 
-    TERM, after `grace_s` KILL to its children until it has none: those of whom it kills become its
-    own. So who forks faster than anybody can look has nowhere to go.
+    TERM, after `grace_s` KILL to its children until it has none. The children of those whom it
+    kills become its own, and to have no child at all is something that the kernel says: so who
+    forks faster than anybody can look has nowhere to go. Children in `spared` are left alone, with
+    all below them.
     """
     begun = clock()
-    me = os.getpid()
-
-    def find() -> list[ProcessId]:
-        reap()
-        return descendants(me)
-
-    living = end_all(find, grace_s, grace_s, clock)
+    told: set[ProcessId] = set()
     killed: set[int] = set()
-    while living and clock() - begun < limit_s:
-        mine = set(children(me))
+    while mine := _own_children(spared):
+        elapsed = clock() - begun
+        if elapsed >= limit_s:
+            break
+        if elapsed < grace_s:
+            living = _below(spared) | {p for p in map(identify, mine) if p is not None}
+            for process in living - told:
+                send_signal(process, signal.SIGTERM)
+                send_signal(process, signal.SIGCONT)  # what is stopped would never see it
+            told |= living
+            _wait_for_any_exit(living, min(grace_s - elapsed, LOOK_AGAIN_S))
+            time.sleep(REST_S)
+            continue
         for pid in mine:
             # Nobody but this process reaps them, so the numbers are still theirs.
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        reap()
-        if not mine:
-            living = find()
-        elif mine <= killed:
-            time.sleep(REST_S)  # nothing new: let them die
+        if mine <= killed:
+            time.sleep(REST_S)  # nobody new: let them die
         killed |= mine
-    return find()
+    return sorted(_below(spared))
 
 
-def reap() -> list[tuple[int, int]]:
-    """Take the exits of all children that have ended: process ids and statuses of waitpid(2)."""
+def _below(spared: Iterable[int]) -> set[ProcessId]:
+    below = set(descendants(os.getpid()))
+    for pid in spared:
+        below -= {p for p in below if p.pid == pid}.union(descendants(pid))
+    return below
+
+
+def _own_children(spared: Collection[int]) -> set[int]:
+    """Reap who has ended, and return whoever is a child of this process then."""
+    while True:
+        _, more = reap()
+        if not more:
+            return set()
+        mine = set(children(os.getpid()))
+        # None, and yet there are some: they came and went while they were listed.
+        if mine:
+            return mine.difference(spared)
+
+
+def reap() -> tuple[list[tuple[int, int]], bool]:
+    """Take the exits of all children that have ended: process ids and statuses of waitpid(2).
+
+    The second value says whether there are other children.
+    """
     ended: list[tuple[int, int]] = []
     try:
         while (exit_ := os.waitpid(-1, os.WNOHANG))[0] != 0:
             ended.append(exit_)
     except ChildProcessError:
-        pass
-    return ended
+        return ended, False
+    return ended, True
 
 
 def _wait_for_any_exit(processes: Iterable[ProcessId], timeout_s: float) -> None:

@@ -38,6 +38,7 @@ from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.runner import Runner
+from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
@@ -133,8 +134,20 @@ class Run:
                 ready_deadline_s=instance.probe.deadline_s if instance.probe else 60.0,
             )
             self.apps[instance.name] = Runner(
-                instance.name, policy, body, partial(self._app_changed, instance), random.random
+                instance.name,
+                policy,
+                body,
+                partial(self._app_changed, instance),
+                random.random,
+                session=partial(Session, marks=self._marks(instance)),
             )
+
+    def _marks(self, instance: Instance) -> Marks:
+        variables = instance.environment or {}
+        return Marks(
+            environment=tuple((name, variables[name]) for name in runfile.INSTANCE_MARKERS),
+            orphans=self._launcher.orphans,
+        )
 
     # Beginning.
 

@@ -15,11 +15,22 @@ from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.statedir import CONTROL_SOCKET, StateDir
 
-__all__ = ["RUN_MARKER", "SUPERVISOR_NAME", "Recorded", "RunFile", "end_leftovers", "read", "write"]
+__all__ = [
+    "INSTANCE_MARKERS",
+    "RUN_MARKER",
+    "SUPERVISOR_NAME",
+    "Recorded",
+    "RunFile",
+    "end_leftovers",
+    "read",
+    "write",
+]
 
 NAME = "run.json"
 # In the environment of every app; whatever an app starts inherits it.
 RUN_MARKER = "MESHRUN_RUN_ID"
+# What together say of which instance, too.
+INSTANCE_MARKERS = (RUN_MARKER, "MESHRUN_INSTANCE")
 
 # What a supervisor calls itself (comm).
 SUPERVISOR_NAME = "meshrun"
@@ -117,7 +128,10 @@ def end_leftovers(state: StateDir) -> list[str]:
             ended.setdefault(process, processes.command_line(process.pid))
         return found
 
-    living = processes.end_all(find, GRACE_S, LIMIT_S, time.monotonic)
+    def kill() -> None:
+        _kill_at_once(run, find(), spared)
+
+    living = processes.end_all(find, GRACE_S, LIMIT_S, time.monotonic, kill)
     if run.cgroup is not None:
         cgroup.remove(Path(run.cgroup))
     if living:
@@ -132,6 +146,18 @@ def _await_launcher(run: RunFile) -> None:
     """Let the launcher finish ending the run by itself, which it does within 2 s."""
     if run.launcher is not None:
         processes.await_exit(run.launcher.process, LIMIT_S)
+
+
+def _kill_at_once(run: RunFile, found: Iterable[ProcessId], spared: set[int]) -> None:
+    """KILL whole groups and the cgroup: who forks all the time is gone before it is looked at."""
+    leaders = {recorded.pid for recorded in _started(run)}
+    spared_groups = {processes.group_of(pid) for pid in spared}
+    for process in found:
+        group = processes.group_of(process.pid)
+        if group in leaders and group not in spared_groups:
+            processes.kill_group(group, process)
+    if run.cgroup is not None and not spared & set(cgroup.members(Path(run.cgroup))):
+        cgroup.kill(Path(run.cgroup))
 
 
 def _members(run: RunFile) -> set[ProcessId]:

@@ -1,8 +1,6 @@
 """Keeps one process: feeds its state machine with what happens, and does what that says."""
 
 import asyncio
-import contextlib
-import os
 import signal
 import time
 from collections import deque
@@ -11,17 +9,15 @@ from functools import partial
 from typing import Protocol
 
 from meshrun.proxy import tasks
-from meshrun.supervisor import lifecycle, processes
+from meshrun.supervisor import lifecycle
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "NotExecutableError", "Probing", "Runner"]
-
-
-LOOK_AGAIN_S = 0.01
+__all__ = ["Body", "NotExecutableError", "Probing", "Rest", "Runner"]
 
 
 class NotExecutableError(MeshrunError):
@@ -33,6 +29,16 @@ class Probing(Protocol):
 
     def stop(self) -> None:
         """Ask no more."""
+
+
+class Rest(Protocol):
+    """What shares the session of a process, and may outlive it (`meshrun.supervisor.sessions`)."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of it."""
+
+    def end(self, number: int, on_ended: Callable[[], None]) -> None:
+        """Send a signal to what is left, and call `on_ended` once nothing is."""
 
 
 class Body(Protocol):
@@ -64,6 +70,7 @@ class Runner:
         body: Body,
         on_change: OnChange,
         random: Callable[[], float],
+        session: Callable[[int], Rest] = Session,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -77,8 +84,8 @@ class Runner:
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._prober: Probing | None = None
-        self._session_signal: int | None = None
-        self._session_nudge = asyncio.Event()
+        self._new_session = session
+        self._session: Rest | None = None
 
     def feed(self, event: Event) -> None:
         """Let something happen. What happens in consequence comes after it, never within it."""
@@ -147,7 +154,7 @@ class Runner:
             self.feed(events.SpawnFailed(f"internal error: {error!r}", permanent=False))
             raise
         self._process = process
-        self._session_signal = None
+        self._session = self._new_session(process.pid)
         self.feed(events.Spawned(process.pid))
         exit_ = await process.exited
         self._guarded(self._body.exited, f"taking the last output of {self.name}")
@@ -159,9 +166,8 @@ class Runner:
         if process is None:
             return
         process.send_signal(number)
-        for member in processes.session_members(process.pid):
-            if member.pid != process.pid:
-                processes.send_signal(member, number)
+        if self._session is not None:
+            self._session.send_signal(number)
         if number != signal.SIGKILL:
             # What is stopped (SIGSTOP, SIGTTIN) would never see the signal.
             process.send_signal(signal.SIGCONT)
@@ -182,46 +188,5 @@ class Runner:
             )
 
     def _end_session(self, number: int) -> None:
-        """End what is left of the session: at once if nothing is, which is the usual case."""
-        running = self._session_signal is not None
-        self._session_signal = number
-        if running:
-            self._session_nudge.set()
-            return
-        assert self._process is not None
-        session = self._process.pid
-        left = processes.session_members(session)
-        if left:
-            tasks.start(self._outlive(session, left), f"end session of {self.name}")
-        else:
-            self._session_signal = None
-            self.feed(events.SessionEnded())
-
-    async def _outlive(self, session: int, left: list[processes.ProcessId]) -> None:
-        told: set[tuple[processes.ProcessId, int]] = set()
-        while left:
-            number = self._session_signal or signal.SIGKILL
-            for process in left:
-                # KILL again whatever was born meanwhile; other signals once.
-                if (process, number) not in told:
-                    told.add((process, number))
-                    processes.send_signal(process, number)
-            await self._any_exit(left)
-            left = processes.session_members(session)
-        self._session_signal = None
-        self.feed(events.SessionEnded())
-
-    async def _any_exit(self, members: list[processes.ProcessId]) -> None:
-        """Wait until one of them ends, or until another signal is wanted."""
-        self._session_nudge.clear()
-        with contextlib.ExitStack() as stack:
-            for member in members:
-                pidfd = processes.open_pidfd(member)
-                if pidfd is None:
-                    # It is gone, or there are no descriptors left: never look again at once.
-                    await asyncio.sleep(LOOK_AGAIN_S)
-                    return
-                stack.callback(os.close, pidfd)
-                self._loop.add_reader(pidfd, self._session_nudge.set)
-                stack.callback(self._loop.remove_reader, pidfd)
-            await self._session_nudge.wait()
+        assert self._session is not None
+        self._session.end(number, partial(self.feed, events.SessionEnded()))

@@ -80,6 +80,8 @@ async def supervise(
     log = _Log(prepared, foreground=foreground, colour=colour)
     timeline = Timeline(prepared.database.add_events, time.time)
     run = Run(prepared, launcher, log.journal, timeline, log.logs)
+    # Whoever started this program by exec(2) may have had children, which are none of the run's.
+    others = set(processes.children(os.getpid())) - {launcher.pid}
     log.on_full, log.on_free = run.pause_output, run.resume_output
     ending = _Ending(loop.create_future(), run.kill)
     lost = asyncio.Event()
@@ -103,11 +105,11 @@ async def supervise(
     if lost.is_set():
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
-        _end_everything()
+        _end_everything(others)
     timeline.add("down", "mesh", "the mesh was stopped")
     timeline.flush()
     await api.close()
-    _clean_up(prepared, launcher)
+    _clean_up(prepared, launcher, others)
     log.close()
     return code
 
@@ -140,16 +142,16 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
     gone.cancel()
 
 
-def _end_everything() -> None:
+def _end_everything(others: set[int]) -> None:
     """The launcher is gone, and its children have become this process's: end them all here."""
-    processes.end_descendants(GRACE_S, LIMIT_S, time.monotonic)
+    processes.end_descendants(GRACE_S, LIMIT_S, time.monotonic, others)
 
 
-def _clean_up(prepared: Prepared, launcher: Launcher) -> None:
+def _clean_up(prepared: Prepared, launcher: Launcher, others: set[int]) -> None:
     """End what got away from its session, and leave nothing but what shall last."""
     prepared.listeners.close()
     launcher.end()
-    _end_everything()
+    _end_everything(others)
     if prepared.cgroup is not None:
         cgroup.kill(prepared.cgroup)
         cgroup.remove(prepared.cgroup)

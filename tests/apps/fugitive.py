@@ -151,15 +151,27 @@ def start_deaf_child(trail: str) -> None:
     fork(trail, child)
 
 
+def deaf_daemon(trail: str) -> None:
+    """Become deaf, and with it the daemon."""
+    deaf()
+    daemonise(trail)
+
+
+def deaf_wiped(trail: str) -> None:
+    """Become deaf, and with it the one that goes away without a trace."""
+    deaf()
+    wipe(trail)
+
+
 HABITS: dict[str, Callable[[str], object]] = {
     "rest": lambda _: None,
     "deaf": lambda _: deaf(),
     "deaf-child": start_deaf_child,
     "session": lambda trail: fork(trail, away),
     "daemon": daemonise,
-    "deaf-daemon": lambda trail: (deaf(), daemonise(trail)),
+    "deaf-daemon": deaf_daemon,
     "wiped": wipe,
-    "deaf-wiped": lambda trail: (deaf(), wipe(trail)),
+    "deaf-wiped": deaf_wiped,
     "chain": lambda trail: start_chains(trail, session=False),
     "chain-of-sessions": lambda trail: start_chains(trail, session=True),
     "stopped": stopped,

@@ -17,6 +17,7 @@ from support.fugitives import (
     Terminal,
     await_none,
     config,
+    within,
     without_cgroup,
 )
 from support.mesh import Mesh, await_any_exit
@@ -128,17 +129,17 @@ def test_the_sample_has_each_row_and_each_column() -> None:
 
 
 @pytest.fixture
-def wrapper() -> Iterator[list[str]]:
+def folder() -> Iterator[Path | None]:
     with without_cgroup() as found:
         yield found
 
 
 @pytest.mark.parametrize(("habit", "end"), cells())
-def test_nothing_is_left(tmp_path: Path, wrapper: list[str], habit: str, end: str) -> None:
+def test_nothing_is_left(tmp_path: Path, folder: Path | None, habit: str, end: str) -> None:
     trail = tmp_path / "trail"
-    fugitive = Fugitive(trail)
+    fugitive = Fugitive(trail, folder if end not in ENDS_OF_THE_APP else None)
     environment = {"TRAIL": str(trail)}
-    with Mesh(tmp_path, config(habit), environment=environment, wrapper=wrapper) as mesh:
+    with Mesh(tmp_path, config(habit), environment=environment, wrapper=within(folder)) as mesh:
         try:
             terminal = Terminal(mesh) if end == "terminal closed" else None
             if terminal is None:

@@ -7,7 +7,6 @@ which nothing in /proc leads from the run.
 import fcntl
 import os
 import pty
-import signal
 import subprocess
 import termios
 import threading
@@ -22,7 +21,7 @@ from support.mesh import PATIENCE_S, Mesh, await_any_exit
 from meshrun.supervisor import cgroup, processes
 from meshrun.supervisor.processes import ProcessId
 
-__all__ = ["GRACE_S", "HABITS", "Fugitive", "Terminal", "config", "without_cgroup"]
+__all__ = ["GRACE_S", "HABITS", "Fugitive", "Terminal", "config", "within", "without_cgroup"]
 
 GRACE_S = 0.3
 
@@ -59,11 +58,13 @@ stop = {{ timeout = "{GRACE_S * 1000:g}ms" }}
 class Fugitive:
     """The processes that have left their trail in a file."""
 
-    def __init__(self, trail: Path) -> None:
+    def __init__(self, trail: Path, folder: Path | None = None) -> None:
         self._trail = trail
+        self._folder = folder
 
     def left(self) -> list[ProcessId]:
-        """Return those that live, and whoever is called with the same trail."""
+        """Return those that live, whoever is called with the same trail, and all in the cgroup."""
+        inside = set() if self._folder is None else set(cgroup.members(self._folder))
         written = self._trail.read_text().split() if self._trail.exists() else []
         numbers = [int(number) for number in written]
         known = {ProcessId(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)}
@@ -72,7 +73,7 @@ class Fugitive:
             process
             for pid in processes.all_pids()
             if (process := processes.identify(pid)) is not None
-            and (process in known or (name in _arguments(pid) and pid != os.getpid()))
+            and (process in known or pid in inside or name in _arguments(pid))
         ]
 
     def end(self) -> None:
@@ -97,18 +98,21 @@ def await_none(find: Callable[[], Sequence[ProcessId]], within_s: float) -> None
 
 
 @contextmanager
-def without_cgroup() -> Iterator[list[str]]:
-    """Yield a wrapper under which no cgroup can be made, so that nothing depends on one."""
+def without_cgroup() -> Iterator[Path | None]:
+    """Yield a cgroup in which no other can be made, so that nothing depends on one.
+
+    None where no cgroup can be made anyway.
+    """
     probe = cgroup.create(uuid.uuid4().hex)
     if probe is None:
-        yield []
+        yield None
         return
     folder = probe.with_name(f"meshrun-test-{uuid.uuid4().hex}")
     probe.rmdir()
     folder.mkdir()
     try:
         (folder / "cgroup.max.descendants").write_text("0")
-        yield ["sh", "-c", f'echo $$ > {folder}/cgroup.procs; exec "$@"', "sh"]
+        yield folder
     finally:
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -118,6 +122,13 @@ def without_cgroup() -> Iterator[list[str]]:
             except OSError:  # the last of it has ended, but is still being taken apart
                 assert time.monotonic() < deadline, cgroup.members(folder)
                 time.sleep(0.01)
+
+
+def within(folder: Path | None) -> list[str]:
+    """Return what runs a command in a cgroup."""
+    if folder is None:
+        return []
+    return ["sh", "-c", f'echo $$ > {folder}/cgroup.procs; exec "$@"', "sh"]
 
 
 class Terminal:
@@ -140,7 +151,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=own_terminal,
+            preexec_fn=own_terminal,  # noqa: PLW1509 - a system call and nothing else
         )
         os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)
