@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from meshrun.proxy.errors import IdentityError
-from meshrun.supervisor import ca, cgroup, plan, runfile
+from meshrun.supervisor import ca, cgroup, leftovers, plan, runfile
 from meshrun.supervisor.configuration.model import Configuration
 from meshrun.supervisor.database import Database
 from meshrun.supervisor.errors import MeshrunError
@@ -78,7 +78,7 @@ def prepare(
         state = StateDir.open(state_path, create=True)
         undo.callback(state.close)
         _lock(state)
-        leftovers = runfile.end_leftovers(state)
+        ended = leftovers.end_leftovers(state)
         database = Database.open(state)
         undo.callback(database.close)
         root, new_root = _root(state, database, configuration.mesh.trust_domain)
@@ -108,7 +108,7 @@ def prepare(
             leases=leases,
             cgroup=cgroup.create(run_id),
             notices=(
-                *(f"ended what an earlier run had left: {command}" for command in leftovers),
+                *(f"ended what an earlier run had left: {command}" for command in ended),
                 *((new_root,) if new_root is not None else ()),
             ),
         )
