@@ -106,12 +106,19 @@ def prepare(
             root=root,
             listeners=listeners,
             leases=leases,
-            cgroup=cgroup.create(run_id),
+            cgroup=cgroup.create(run_id, _controllers(planned)),
             notices=(
                 *(f"ended what an earlier run had left: {command}" for command in ended),
                 *((new_root,) if new_root is not None else ()),
             ),
         )
+
+
+def _controllers(planned: plan.Plan) -> set[str]:
+    """Return the controllers of cgroups that the limits of the apps need."""
+    limits = [i.app.limits for i in planned.instances if i.app is not None]
+    memory = {"memory"} if any(limit.memory_bytes for limit in limits) else set[str]()
+    return memory | ({"pids"} if any(limit.processes for limit in limits) else set())
 
 
 def _lock(state: StateDir) -> None:

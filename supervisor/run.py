@@ -10,12 +10,15 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 
 from meshrun.proxy import messages
 from meshrun.proxy.intentions import WILDCARD
 from meshrun.supervisor import (
+    blocking,
     bodies,
     ca,
+    cgroup,
     dependencies,
     lifecycle,
     processes,
@@ -108,9 +111,11 @@ class Run:
             time.time,
         )
         self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
+        launcher.cgroup = self._cgroup
+        sidecars_folder = self._leaf("sidecars")
         self.sidecars = Sidecars(
             launcher,
-            self._cgroup,
+            None if sidecars_folder is None else str(sidecars_folder),
             prepared.listeners.sockets,
             self.control,
             self._reporter,
@@ -124,7 +129,8 @@ class Run:
     def _add(self, instance: Instance) -> None:
         self.sidecars.add(instance)
         if instance.app is not None:
-            body = bodies.AppBody(self._launcher, instance, self._cgroup, self.logs.write)
+            folder = self._leaf(f"app-{instance.name}")
+            body = bodies.AppBody(self._launcher, instance, folder, self.logs.write)
             self._bodies.append(body)
             policy = Policy(
                 restart=instance.app.restart,
@@ -139,14 +145,19 @@ class Run:
                 body,
                 partial(self._app_changed, instance),
                 random.random,
-                session=partial(Session, marks=self._marks(instance)),
+                session=partial(Session, marks=self._marks(instance, folder)),
             )
 
-    def _marks(self, instance: Instance) -> Marks:
+    def _leaf(self, name: str) -> Path | None:
+        folder = self.prepared.cgroup
+        return None if folder is None else cgroup.make_leaf(folder, name)
+
+    def _marks(self, instance: Instance, folder: Path | None) -> Marks:
         variables = instance.environment or {}
         return Marks(
             environment=tuple((name, variables[name]) for name in runfile.INSTANCE_MARKERS),
             orphans=self._launcher.orphans,
+            folder=folder,
         )
 
     # Beginning.
@@ -469,11 +480,17 @@ class Run:
         for app in self.apps.values():
             app.feed(events.Kill())
 
-    def describe_blocking(self) -> str:
-        """Say which instances have not ended."""
-        names = [name for name, app in self.apps.items() if not app.status.final]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return ", ".join(names[:SHOWN]) + more
+    def describe_blocking(self) -> list[str]:
+        """Say of all that have been told to end what is left, and how long they may take, in lines.
+
+        Those that are to end after them are waited for by nobody yet.
+        """
+        told = [app for app in self.apps.values() if app.status.phase.shown == "stopping"]
+        now = time.monotonic()
+        lines = [blocking.describe(app.blocker(), now) for app in told[:SHOWN]]
+        if len(told) > SHOWN:
+            lines.append(f"waiting for {len(told) - SHOWN} more")
+        return lines or ["waiting for the sidecars to end"]
 
     def pause_output(self) -> None:
         """Let the apps wait with what they write."""

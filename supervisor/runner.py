@@ -9,12 +9,14 @@ from functools import partial
 from typing import Protocol
 
 from meshrun.proxy import tasks
-from meshrun.supervisor import lifecycle
+from meshrun.supervisor import lifecycle, processes
 from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.blocking import Blocker, Shown
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.sessions import Session
 
 __all__ = ["Body", "NotExecutableError", "Probing", "Rest", "Runner"]
@@ -33,6 +35,9 @@ class Probing(Protocol):
 
 class Rest(Protocol):
     """What shares the session of a process, and may outlive it (`meshrun.supervisor.sessions`)."""
+
+    def members(self) -> list[ProcessId]:
+        """Return those that live."""
 
     def send_signal(self, number: int) -> None:
         """Send a signal to all of it."""
@@ -86,6 +91,8 @@ class Runner:
         self._prober: Probing | None = None
         self._new_session = session
         self._session: Rest | None = None
+        self._told: tuple[int, float] | None = None
+        self._timer_at: float | None = None
 
     def feed(self, event: Event) -> None:
         """Let something happen. What happens in consequence comes after it, never within it."""
@@ -107,6 +114,7 @@ class Runner:
         if after.number != before.number and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._timer_at = None
         self.status = after
         for action in actions:
             self._guarded(partial(self._act, action), f"{action} of {self.name}")
@@ -133,6 +141,7 @@ class Runner:
             case events.EndSession(number):
                 self._end_session(number)
             case events.SetTimer(number, at):
+                self._timer_at = at
                 delay_s = max(0.0, at - time.monotonic())
                 self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
             case events.Probing(on):
@@ -155,8 +164,9 @@ class Runner:
             raise
         self._process = process
         self._session = self._new_session(process.pid)
+        self._told = None
         self.feed(events.Spawned(process.pid))
-        exit_ = await process.exited
+        exit_ = process.explain(await process.exited)
         self._guarded(self._body.exited, f"taking the last output of {self.name}")
         process.close()
         self.feed(events.Exited(exit_))
@@ -165,6 +175,7 @@ class Runner:
         process = self._process
         if process is None:
             return
+        self._told = (number, time.monotonic())
         process.send_signal(number)
         if self._session is not None:
             self._session.send_signal(number)
@@ -176,6 +187,19 @@ class Runner:
         """KILL the main process and leave it to the policy whether it starts again."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
+
+    def blocker(self) -> Blocker:
+        """Say what is left of it, and what that has been told."""
+        members = self._session.members() if self._session is not None else []
+        parents = processes.parents(member.pid for member in members)
+        told, told_at = self._told or (None, 0.0)
+        return Blocker(
+            name=self.name,
+            told=told,
+            told_at=told_at,
+            kill_at=self._timer_at,
+            processes=[Shown(p, of, processes.command_line(p)) for p, of in parents.items()],
+        )
 
     def _probe(self, *, on: bool) -> None:
         if self._prober is not None:
@@ -189,4 +213,5 @@ class Runner:
 
     def _end_session(self, number: int) -> None:
         assert self._session is not None
+        self._told = (number, time.monotonic())
         self._session.end(number, partial(self.feed, events.SessionEnded()))

@@ -4,6 +4,7 @@ Signals, the two ways in which a run ends by itself, and the loss of the launche
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy import tasks
-from meshrun.supervisor import cgroup, prctl, processes, runfile
+from meshrun.supervisor import cgroup, oom, prctl, processes, runfile
 from meshrun.supervisor.api import server
 from meshrun.supervisor.console import Console
 from meshrun.supervisor.journal import Journal, open_journal
@@ -40,7 +41,7 @@ EXIT_BY_SIGNAL = {
 INSISTING = (signal.SIGINT, signal.SIGQUIT)
 GRACE_S = 1.0
 LIMIT_S = 5.0
-# After this a stop says whom it waits for, and again each time.
+# After this a stop says what it waits for, and again after twice, four times and so on.
 SLOW_STOP_S = 2.0
 
 
@@ -76,6 +77,7 @@ async def supervise(
     loop = asyncio.get_running_loop()
     prctl.set_subreaper()
     prctl.set_name(runfile.SUPERVISOR_NAME)
+    oom.be_chosen_last()
     colour = foreground and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     log = _Log(prepared, foreground=foreground, colour=colour)
     timeline = Timeline(prepared.database.add_events, time.time)
@@ -93,6 +95,8 @@ async def supervise(
 
     launcher.attach(launcher_lost)
     for number in EXIT_BY_SIGNAL:
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup(1)
         loop.add_signal_handler(number, ending.by_signal, number)
     api = await server.serve(run, lambda: ending.decide(EXIT_OK))
     _greet(log.journal, run)
@@ -124,7 +128,7 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
     stop = tasks.start(run.stop(), "stop the run")
     gone = tasks.start(lost.wait(), "notice the launcher's end")
     deadline = time.monotonic() + run.longest_stop_s
-    while True:
+    for looks in itertools.count(1):
         done, _ = await asyncio.wait(
             {stop, gone}, timeout=SLOW_STOP_S, return_when=asyncio.FIRST_COMPLETED
         )
@@ -137,7 +141,9 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
             journal.error("the launcher does not answer and is killed")
             launcher.kill()
         else:
-            journal.info(f"waiting for {run.describe_blocking() or 'the sidecars'} to end")
+            if looks & (looks - 1) == 0:  # the first, second, fourth, eighth …
+                for line in run.describe_blocking():
+                    journal.info(line)
     stop.cancel()
     gone.cancel()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meshrun.supervisor import cgroup
 from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.launching import Launcher
@@ -100,6 +101,8 @@ def up(
         options += [f"--scale={name}={number}" for name, number in scale]
         options += [f"--procfile={procfile}"] if procfile is not None else []
         ctx.exit(detaching.detach(place, options, timeout_s if wait else None))
+    if detached:
+        cgroup.leave()
     # Before anything else, the loop, threads and secrets above all: what is here is in every child.
     launcher = Launcher.start(silent=detached)
     try:
