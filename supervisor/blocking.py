@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 __all__ = ["Blocker", "Shown", "describe"]
 
-_LONGEST_COMMAND = 60
+_LONGEST_COMMAND = 80
 _MOST_PROCESSES = 8
 
 
@@ -85,4 +85,6 @@ def _walk(below: Mapping[int, list[Shown]]) -> Iterable[tuple[int, Shown]]:
 def _short(command: str) -> str:
     # Arguments are whatever the program was given: no escape sequence may reach the terminal.
     shown = "".join(c if c.isprintable() else " " for c in command)
+    program, blank, arguments = shown.partition(" ")
+    shown = f"{program.rpartition('/')[2]}{blank}{arguments}"
     return shown if len(shown) <= _LONGEST_COMMAND else f"{shown[: _LONGEST_COMMAND - 1]}…"

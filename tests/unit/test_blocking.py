@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from meshrun.supervisor.blocking import Blocker, Shown, describe
 
-SHELL = Shown(4711, 17, "sh -c 'sleep 61'")
+SHELL = Shown(4711, 17, "/bin/sh -c 'sleep 61'")
 SLEEP = Shown(4712, 4711, "sleep 61")
 
 
@@ -55,8 +55,8 @@ def test_a_long_list_and_a_long_command_are_cut() -> None:
     many = [Shown(pid, 1, "x" * 500) for pid in range(10, 30)]
     said = describe(blocker(*many), 100.0)
     assert said.endswith(" and 12 more")
-    assert "x" * 59 + "…" in said
-    assert "x" * 60 not in said
+    assert "x" * 79 + "…" in said
+    assert "x" * 80 not in said
 
 
 @given(
