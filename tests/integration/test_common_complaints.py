@@ -102,7 +102,7 @@ def test_a_signal_reaches_what_a_shell_has_started_and_not_the_shell_alone(
     config = f"""
 [apps.web]
 shell = true
-command = '''$PYTHON -S -c "{script}" | cat; true'''
+command = '''$PYTHON -S -c "{script}"; true'''
 port = 0
 stop = {{ timeout = "20s" }}
 """

@@ -74,7 +74,8 @@ def test_a_shell_with_the_environment_of_an_app_and_what_it_started_live_on(
     with Mesh(tmp_path, QUIET) as mesh:
         mesh.up()
         meshrun = shlex.join(mesh.command)
-        script = f'set -a; eval "$({meshrun} env web)"; unset MESHRUN_TEST_ID; sleep 600 & echo ready; read line'
+        script = f'set -a; eval "$({meshrun} env web)"; unset MESHRUN_TEST_ID; '
+        script += "sleep 600 & echo ready; read line"
         with bystander(mesh, script) as shell:
             editor = await_child(shell, "sleep")
             assert processes.environment_value(editor.pid, "MESHRUN_INSTANCE") == "web.1"
