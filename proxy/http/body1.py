@@ -24,13 +24,13 @@ TRAILERS_LIMIT_BYTES = 8 * 1024
 LAST_CHUNK = b"0\r\n\r\n"
 
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 # RFC 9112 7.1, without the white space that 7.1.1 allows and calls bad.
 _size_line = re.compile(
-    rb"([0-9A-Fa-f]{1,15}+)((?:;%b++(?:=(?:%b++|%b))?+)*+)\r\n" % (_TCHAR, _TCHAR, _QUOTED)
+    rb"([0-9A-Fa-f]{1,15}+)((?:;%b++(?:=(?:%b++|%b))?)*)\r\n" % (_TCHAR, _TCHAR, _QUOTED)
 )
 # What may become one.
-_size_line_begun = re.compile(rb"[0-9A-Fa-f]{1,15}+(?:;[\t -~\x80-\xff]*+)?+\r?+")
+_size_line_begun = re.compile(rb"[0-9A-Fa-f]{1,15}+(?:;[\t -~\x80-\xff]*+)?\r?+")
 _bare_lf = re.compile(rb"(?<!\r)\n")
 _LONGEST_SIZE_LINE = 15 + EXTENSION_LIMIT_BYTES + 2
 

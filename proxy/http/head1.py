@@ -104,7 +104,7 @@ _VALUE = r"[\t -~\x80-\xff]*+"
 
 _token = re.compile(rf"[{_TCHAR}]+")
 _request_line = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]++) ([!-~]++) HTTP/1\.([01])")
-_status_line = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?+")
+_status_line = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?")
 _length = re.compile(r"[0-9]{1,18}")
 _protocol = re.compile(rf"([{_TCHAR}]+)(?:/[{_TCHAR}]+)?")
 

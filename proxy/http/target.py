@@ -15,12 +15,12 @@ _PCHAR = r"A-Za-z0-9\-._~!$&'()*+,;=:@"
 _PCHAR_BUT_DOT = _PCHAR.replace(".", "")
 
 # A path in which nothing is encoded, empty or a dot: most are. Fit for `fullmatch` only.
-_PLAIN_PATH = rf"(?:/[{_PCHAR_BUT_DOT}][{_PCHAR}]*+)*+/?+"
+_PLAIN_PATH = rf"(?:/[{_PCHAR_BUT_DOT}][{_PCHAR}]*+)*/?+"
 # All of ASCII that can be seen, but for the `#` of a fragment, which is no part of a request.
 _PLAIN_QUERY = r"\?[!-\"$-~]*+"
 
 _plain_path = re.compile(_PLAIN_PATH)
-_plain_target = re.compile(rf"({_PLAIN_PATH})({_PLAIN_QUERY})?+")
+_plain_target = re.compile(rf"({_PLAIN_PATH})({_PLAIN_QUERY})?")
 _query = re.compile(_PLAIN_QUERY)
 _absolute = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
@@ -122,7 +122,7 @@ def _without_dots(path: str) -> str:
 
 _LABEL = r"[A-Za-z0-9_~-]++"
 _authority = re.compile(
-    rf"({_LABEL}(?:\.{_LABEL})*+\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::([1-9][0-9]{{0,4}}))?"
+    rf"({_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::([1-9][0-9]{{0,4}}))?"
 )
 
 

@@ -16,15 +16,17 @@ __all__ = ["KeyPath", "Position", "Positions", "locate"]
 KeyPath = tuple[str | int, ...]
 """Names of tables and keys, and indexes in arrays, from the top of a document."""
 
-_BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*+")
-_SEPARATOR = re.compile(r"(?:[ \t\r\n,]+|#[^\n]*)*+")
-_SPACE = re.compile(r"[ \t]*+")
-_KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'""", re.ASCII)
+# No possessive quantifiers: Python 3.11.2, that of Debian 12, matches some of them wrongly (CPython
+# issue 106052). Nor are they needed: no part of these can be matched in two ways.
+_BLANK = re.compile(r"[ \t\r\n]*(?:#[^\n]*[ \t\r\n]*)*")
+_SEPARATOR = re.compile(r"[ \t\r\n,]*(?:#[^\n]*[ \t\r\n,]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\n]*'""", re.ASCII)
 _SCALAR = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*+""""{0,2}'
-    r"|'''(?:[^']|'(?!''))*+''''{0,2}"
-    r'|"(?:[^"\\\n]|\\.)*+"'
-    r"|'[^'\n]*+'"
+    r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*""""{0,2}'
+    r"|'''[^']*(?:'(?!'')[^']*)*''''{0,2}"
+    r'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"'
+    r"|'[^'\n]*'"
     r"|[^\s,\[\]{}#\"'](?:[^,\[\]{}#\n]*[^\s,\[\]{}#])?",
     re.DOTALL,
 )

@@ -62,7 +62,7 @@ stop = { timeout = "3s" }
         foreground.signal(signal.SIGINT)
         line = foreground.await_line("waiting for web.1: TERM sent ")
         assert f"{python.pid} " in line
-        assert "python -S " in line
+        assert " -S " in line
         assert "KILL in " in line
         assert "└ " in line
         assert foreground.wait(2 * SOON_S) == 130
