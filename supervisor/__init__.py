@@ -14,11 +14,14 @@ A run is made in this order, each step handing values to the next:
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
   for processes through `launching`, in the words of `spawning`.
 - `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
+  `sessions` finds and ends what belongs to one instance, `leftovers` what a killed run has left;
+  `blocking` says what keeps a run from ending.
+- What an app may use is set by `confinement`; `machine` knows users and rights.
 - `controlplane` has a channel to every worker of a sidecar: snapshots and leaves (`ca`) go out,
   acknowledgements and denials come back. Who may call whom is in `intention_book`.
 - `reporter` turns what happens into the `timeline` and the `journal`; apps write into the `logs`.
-- `statedir`, `database` and `runfile` are what is on disk; `processes`, `prctl` and `cgroup` what
-  the kernel is asked.
+- `statedir`, `database` and `runfile` are what is on disk; `processes`, `prctl`, `cgroup`
+  and `oom` what the kernel is asked.
 - `api` answers on the control socket; `cli` asks there, or reads the folder where nothing runs.
 
 Calls go down this list. What happens comes up through callables and small protocols

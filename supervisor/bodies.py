@@ -5,11 +5,14 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from meshrun.supervisor.configuration.model import Probe
+from meshrun.supervisor.configuration.model import Limits, Probe
+from meshrun.supervisor.confinement import Confinement
 from meshrun.supervisor.launching import Launcher, Process
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.listeners import HOST
+from meshrun.supervisor.machine import credentials_of, credentials_of_sidecars
 from meshrun.supervisor.output import Pipe
 from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.probes import Prober
@@ -68,17 +71,30 @@ class AppBody:
     """An app: executed with its environment, its output taken line by line."""
 
     def __init__(
-        self, launcher: Launcher, instance: Instance, cgroup: str | None, on_lines: OnLines
+        self, launcher: Launcher, instance: Instance, cgroup: Path | None, on_lines: OnLines
     ) -> None:
         self._launcher = launcher
         self._instance = instance
         self._cgroup = cgroup
+        limits = instance.app.limits if instance.app is not None else Limits()
+        self._confinement = Confinement(limits, cgroup)
         self.output = _Output(lambda stream, lines: on_lines(instance.name, stream, lines))
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
+        process = await self._start(self.spec())
+        process.explain = self._confinement.explain
+        return process
+
+    def spec(self) -> AppSpec:
+        """Say what the launcher shall execute, as whom and within which limits.
+
+        The limits of the cgroup, its own, are set.
+        """
         instance = self._instance
-        spec = AppSpec(
+        app = instance.app
+        rlimits, confined = self._confinement.confine()
+        return AppSpec(
             name=instance.name,
             argv=tuple(os.fsencode(word) for word in instance.argv),
             cwd=os.fsencode(instance.cwd),
@@ -86,8 +102,14 @@ class AppBody:
                 os.fsencode(name): os.fsencode(value)
                 for name, value in (instance.environment or {}).items()
             },
-            cgroup=self._cgroup,
+            limits=rlimits,
+            nice=app.limits.cpu_nice if app is not None else None,
+            credentials=credentials_of(app.account if app is not None else None),
+            cgroup=None if self._cgroup is None else str(self._cgroup),
+            confined=confined,
         )
+
+    async def _start(self, spec: AppSpec) -> Process:
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             kept.callback(self.output.discard)
             status_read, status_write = os.pipe()
@@ -148,7 +170,10 @@ class SidecarBody:
     async def spawn(self) -> Process:
         """Fork it and give it its first snapshot."""
         spec = SidecarSpec(
-            name=self._worker.name, listeners=tuple(self._listeners), cgroup=self._cgroup
+            name=self._worker.name,
+            listeners=tuple(self._listeners),
+            credentials=credentials_of_sidecars(),
+            cgroup=self._cgroup,
         )
         listening = [listener.fileno() for listener in self._listeners.values()]
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:

@@ -16,12 +16,13 @@ import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
 from meshrun.proxy import sidecar
-from meshrun.supervisor import child, prctl, processes, spawning
+from meshrun.supervisor import cgroup, child, oom, prctl, processes, spawning
 
 __all__ = ["GRACE_S", "LIMIT_S", "serve"]
 
@@ -34,9 +35,12 @@ class _Launcher:
     def __init__(self, control: socket.socket, guard: int) -> None:
         self._control = control
         self._guard = guard
-        self._pid = os.getpid()
+        self._parent = child.Parent(os.getpid(), oom.own())
+        oom.be_chosen_last()
+        self._grace_s = GRACE_S
+        self._cgroup: Path | None = None
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(spawning.SpawnRequested)
+        self._decoder = msgspec.msgpack.Decoder(spawning.ToLauncher)
         self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -66,13 +70,7 @@ class _Launcher:
             pass
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in processes.reap()[0]:
             self._say(spawning.Exited(pid=pid, status=status))
 
     def _say(self, message: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> None:
@@ -89,9 +87,14 @@ class _Launcher:
         )
         if not payload:
             return False
-        request = self._decoder.decode(payload).request
+        message = self._decoder.decode(payload)
+        if isinstance(message, spawning.EndRequested):
+            self._grace_s = min(message.grace_s, GRACE_S)
+            return False
+        if message.cgroup is not None:
+            self._cgroup = Path(message.cgroup)
         try:
-            self._spawn(request, descriptors)
+            self._spawn(message.request, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -116,19 +119,17 @@ class _Launcher:
         try:
             spec = spawning.read_spec(descriptors[0])
             if isinstance(spec, spawning.AppSpec):
-                child.become_app(spec, descriptors[1:], self._pid)
-            child.become_sidecar(spec, descriptors[1:], self._pid)
+                child.become_app(spec, descriptors[1:], self._parent)
+            child.become_sidecar(spec, descriptors[1:], self._parent)
         finally:
             os._exit(child.NOT_STARTED)
 
     def end_run(self) -> None:
         """End everything that descends from here; a subreaper's descendants cannot get away."""
-        processes.end_all(self._living, GRACE_S, LIMIT_S, time.monotonic)
-        self._reap()
-
-    def _living(self) -> list[processes.ProcessId]:
-        self._reap()
-        return processes.descendants(self._pid)
+        processes.end_descendants(self._grace_s, LIMIT_S, time.monotonic)
+        if self._cgroup is not None:
+            cgroup.kill(self._cgroup)
+            cgroup.remove(self._cgroup)
 
 
 def serve(control: socket.socket, guard: int, *, silent: bool) -> NoReturn:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meshrun.supervisor import spawning
+from meshrun.supervisor import processes, spawning
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.lifecycle_events import Exit
 
@@ -21,6 +21,8 @@ __all__ = ["Launcher", "LauncherLostError", "Process"]
 
 # It needs 2 s at most; one that is stopped (SIGSTOP) would never be done.
 END_TIMEOUT_S = 3.0
+# For what is left when all that the run knows of has ended in order.
+STRAYS_GRACE_S = 0.5
 
 
 class LauncherLostError(MeshrunError):
@@ -31,12 +33,14 @@ class LauncherLostError(MeshrunError):
 class Process:
     """A child of the launcher. Signals go to the pidfd, so never to somebody else.
 
-    `exited` gets its exit exactly once, after the launcher has reaped it.
+    `exited` gets its exit exactly once, after the launcher has reaped it; `explain` adds what is
+    known of why.
     """
 
     pid: int
     pidfd: int
     exited: asyncio.Future[Exit] = field(repr=False)
+    explain: Callable[[Exit], Exit] = field(default=lambda exit_: exit_, repr=False)
 
     def send_signal(self, number: int) -> None:
         """Send a signal; nothing happens if the process has ended."""
@@ -71,6 +75,8 @@ class Launcher:
         self._decoder = msgspec.msgpack.Decoder(spawning.FromLauncher)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = False
+        # That of the run, which the launcher ends and removes if this process does not any more.
+        self.cgroup: str | None = None
 
     @classmethod
     def start(cls, *, silent: bool) -> "Launcher":
@@ -110,7 +116,9 @@ class Launcher:
             raise LauncherLostError("cannot start a process: the launcher is gone")
         self._requests += 1
         request = self._requests
-        payload = msgspec.msgpack.encode(spawning.SpawnRequested(request=request))
+        payload = msgspec.msgpack.encode(
+            spawning.SpawnRequested(request=request, cgroup=self.cgroup)
+        )
         duplicates = [spawning.seal(spec)]
         try:
             # Duplicates, because a request may wait in the outbox while the caller goes on.
@@ -125,6 +133,10 @@ class Launcher:
         self._outbox.append((payload, duplicates))
         self._flush()
         return await answer
+
+    def orphans(self) -> list[int]:
+        """Return who has become a child of the launcher without having been started by it."""
+        return [pid for pid in processes.children(self.pid) if pid not in self._children]
 
     def _flush(self) -> None:
         assert self._loop is not None
@@ -227,6 +239,9 @@ class Launcher:
         self._ending = True
         if self._guard < 0:
             return
+        request = spawning.EndRequested(grace_s=STRAYS_GRACE_S)
+        with contextlib.suppress(OSError):  # it is gone, or does not listen: the guard tells it too
+            self._control.send(msgspec.msgpack.encode(request))
         os.close(self._guard)
         self._guard = -1
         if self._pidfd >= 0:

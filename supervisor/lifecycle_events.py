@@ -33,10 +33,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: an exit code, or a signal (then `code` is None)."""
+    """How a process ended: an exit code, or a signal (then `code` is None); `note` says why."""
 
     code: int | None
     signal: int | None = None
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -49,6 +50,10 @@ class Exit:
         return self.code if self.code is not None else 128 + (self.signal or 0)
 
     def __str__(self) -> str:
+        return f"{self._how}: {self.note}" if self.note else self._how
+
+    @property
+    def _how(self) -> str:
         if self.code is not None:
             return f"exit code {self.code}"
         try:

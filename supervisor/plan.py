@@ -300,6 +300,7 @@ def _app_instance(
     run_id: str | None,
 ) -> Instance:
     name = instance_name(app.name, number)
+    caller = caller if app.account is None else {**caller, **app.account.variables}
     identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
     port = given.get(_app_holder(name))
     upstreams = tuple(

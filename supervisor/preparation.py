@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from meshrun.proxy.errors import IdentityError
-from meshrun.supervisor import ca, cgroup, plan, runfile
+from meshrun.supervisor import ca, cgroup, leftovers, plan, runfile
 from meshrun.supervisor.configuration.model import Configuration
 from meshrun.supervisor.database import Database
 from meshrun.supervisor.errors import MeshrunError
@@ -81,7 +81,7 @@ def prepare(
         state = StateDir.open(state_path, create=True)
         undo.callback(state.close)
         _lock(state)
-        leftovers = runfile.end_leftovers(state)
+        ended = leftovers.end_leftovers(state)
         database = Database.open(state)
         undo.callback(database.close)
         root, new_root = _root(state, database, configuration.mesh.trust_domain)
@@ -109,9 +109,9 @@ def prepare(
             root=root,
             listeners=listeners,
             leases=leases,
-            cgroup=cgroup.create(run_id),
+            cgroup=cgroup.create(run_id, _controllers(planned)),
             notices=(
-                *(f"ended what an earlier run had left: {command}" for command in leftovers),
+                *(f"ended what an earlier run had left: {command}" for command in ended),
                 *((new_root,) if new_root is not None else ()),
                 *_useless(listeners),
             ),
@@ -125,6 +125,13 @@ def _useless(listeners: Listeners) -> list[str]:
         "older than mesh.toml? See: meshrun export systemd"
         for port in listeners.refuse_handed()
     ]
+
+
+def _controllers(planned: plan.Plan) -> set[str]:
+    """Return the controllers of cgroups that the limits of the apps need."""
+    limits = [i.app.limits for i in planned.instances if i.app is not None]
+    memory = {"memory"} if any(limit.memory_bytes for limit in limits) else set[str]()
+    return memory | ({"pids"} if any(limit.processes for limit in limits) else set())
 
 
 def _lock(state: StateDir) -> None:

@@ -10,12 +10,15 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
 
 from meshrun.proxy import messages
 from meshrun.proxy.intentions import WILDCARD
 from meshrun.supervisor import (
+    blocking,
     bodies,
     ca,
+    cgroup,
     dependencies,
     ends,
     lifecycle,
@@ -40,6 +43,7 @@ from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.runner import Runner
+from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
@@ -128,9 +132,11 @@ class Run:
             time.time,
         )
         self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
+        launcher.cgroup = self._cgroup
+        sidecars_folder = self._leaf("sidecars")
         self.sidecars = Sidecars(
             launcher,
-            self._cgroup,
+            None if sidecars_folder is None else str(sidecars_folder),
             prepared.listeners.sockets,
             self.control,
             self._reporter,
@@ -152,7 +158,8 @@ class Run:
     def _add(self, instance: Instance) -> None:
         self.sidecars.add(instance)
         if instance.app is not None:
-            body = bodies.AppBody(self._launcher, instance, self._cgroup, self.logs.write)
+            folder = self._leaf(f"app-{instance.name}")
+            body = bodies.AppBody(self._launcher, instance, folder, self.logs.write)
             self._bodies.append(body)
             policy = Policy(
                 restart=instance.app.restart,
@@ -162,8 +169,25 @@ class Run:
                 ready_deadline_s=instance.probe.deadline_s if instance.probe else 60.0,
             )
             self.apps[instance.name] = Runner(
-                instance.name, policy, body, partial(self._app_changed, instance), random.random
+                instance.name,
+                policy,
+                body,
+                partial(self._app_changed, instance),
+                random.random,
+                session=partial(Session, marks=self._marks(instance, folder)),
             )
+
+    def _leaf(self, name: str) -> Path | None:
+        folder = self.prepared.cgroup
+        return None if folder is None else cgroup.make_leaf(folder, name)
+
+    def _marks(self, instance: Instance, folder: Path | None) -> Marks:
+        variables = instance.environment or {}
+        return Marks(
+            environment=tuple((name, variables[name]) for name in runfile.INSTANCE_MARKERS),
+            orphans=self._launcher.orphans,
+            folder=folder,
+        )
 
     # Beginning.
 
@@ -528,11 +552,17 @@ class Run:
         for app in self.apps.values():
             app.feed(events.Kill())
 
-    def describe_blocking(self) -> str:
-        """Say which instances have not ended."""
-        names = [name for name, app in self.apps.items() if not app.status.final]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return ", ".join(names[:SHOWN]) + more
+    def describe_blocking(self) -> list[str]:
+        """Say of all that have been told to end what is left, and how long they may take, in lines.
+
+        Those that are to end after them are waited for by nobody yet.
+        """
+        told = [app for app in self.apps.values() if app.status.phase.shown == "stopping"]
+        now = time.monotonic()
+        lines = [blocking.describe(app.blocker(), now) for app in told[:SHOWN]]
+        if len(told) > SHOWN:
+            lines.append(f"waiting for {len(told) - SHOWN} more")
+        return lines or ["waiting for the sidecars to end"]
 
     def pause_output(self) -> None:
         """Let the apps wait with what they write."""

@@ -1,34 +1,38 @@
 """run.json: what a run started, so that whoever comes after a killed one can end the rest.
 
-Written whenever a process comes or goes, read by the next `up` and by `down`.
+Written whenever a process comes or goes, read by the next `up` and by `down`
+(`meshrun.supervisor.leftovers`).
 """
 
-import os
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from meshrun.supervisor import cgroup, processes
-from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.processes import ProcessId
-from meshrun.supervisor.statedir import CONTROL_SOCKET, StateDir
+from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["RUN_MARKER", "SUPERVISOR_NAME", "Recorded", "RunFile", "end_leftovers", "read", "write"]
+__all__ = [
+    "INSTANCE_MARKERS",
+    "RUN_MARKER",
+    "SUPERVISOR_NAME",
+    "Recorded",
+    "RunFile",
+    "read",
+    "write",
+]
 
 NAME = "run.json"
 # In the environment of every app; whatever an app starts inherits it.
 RUN_MARKER = "MESHRUN_RUN_ID"
+# What together say of which instance, too.
+INSTANCE_MARKERS = (RUN_MARKER, "MESHRUN_INSTANCE")
 
 # What a supervisor calls itself (comm).
 SUPERVISOR_NAME = "meshrun"
 
 # What the kernel takes for a process id at all (pid_t).
 MOST_PIDS = (1 << 31) - 1
-
-GRACE_S = 1.0
-LIMIT_S = 5.0
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -61,6 +65,11 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     written_at: int = 0
 
+    @property
+    def started(self) -> tuple[Recorded, ...]:
+        """Every process that was started for the run, the launcher first."""
+        return self.processes if self.launcher is None else (self.launcher, *self.processes)
+
 
 def write(state: StateDir, run: RunFile) -> None:
     """Replace run.json."""
@@ -80,107 +89,13 @@ def read(state: StateDir) -> RunFile | None:
     return run if _plausible(run) else None
 
 
-def _started(run: RunFile) -> tuple[Recorded, ...]:
-    return run.processes if run.launcher is None else (run.launcher, *run.processes)
-
-
 def _plausible(run: RunFile) -> bool:
     """Tell whether it can be ours: from garbage no process may be ended that was never the run's.
 
     Session 0 is the kernel's and everybody's who never asked for one; a cgroup is taken by its
     name only where a run would have made it.
     """
-    recorded = (run.supervisor, *_started(run))
+    recorded = (run.supervisor, *run.started)
     if any(not 1 < one.pid <= MOST_PIDS or one.start_time <= 0 for one in recorded):
         return False
     return run.cgroup is None or cgroup.is_of(Path(run.cgroup), run.run_id)
-
-
-def end_leftovers(state: StateDir) -> list[str]:
-    """End what a run that was killed left behind; the caller holds the lock of the state folder.
-
-    Returns the commands of what was ended. Raises MeshrunError naming what cannot be ended.
-    """
-    run = read(state)
-    if run is None:
-        return []
-    if run.boot_id != processes.boot_id():
-        state.remove(NAME)
-        return []
-    spared = processes.ancestors(os.getpid())
-    _await_launcher(run)
-    ended: dict[ProcessId, str] = {}
-
-    def find() -> Iterable[ProcessId]:
-        found = [p for p in _members(run) if p.pid not in spared and _mine(p.pid)]
-        for process in found:
-            ended.setdefault(process, processes.command_line(process.pid))
-        return found
-
-    living = processes.end_all(find, GRACE_S, LIMIT_S, time.monotonic)
-    if run.cgroup is not None:
-        cgroup.remove(Path(run.cgroup))
-    if living:
-        names = ", ".join(f"{p.pid} ({processes.command_line(p.pid)})" for p in living)
-        raise MeshrunError(f"cannot end what an earlier run left: {names}")
-    state.remove(CONTROL_SOCKET)
-    state.remove(NAME)
-    return list(ended.values())
-
-
-def _await_launcher(run: RunFile) -> None:
-    """Let the launcher finish ending the run by itself, which it does within 2 s."""
-    if run.launcher is not None:
-        processes.await_exit(run.launcher.process, LIMIT_S)
-
-
-def _members(run: RunFile) -> set[ProcessId]:
-    """Find every process of the run: recorded sessions, carriers of its marker, its cgroup."""
-    known = {recorded.process for recorded in _started(run)}
-    inside = set(cgroup.members(Path(run.cgroup))) if run.cgroup is not None else set()
-    found: set[ProcessId] = set()
-    for pid in processes.all_pids():
-        process = processes.identify(pid)
-        if process is None or process == run.supervisor.process:
-            continue
-        if (
-            process in known
-            or pid in inside
-            or _in_recorded_session(process, run, known)
-            or _carries_marker(pid, run)
-        ):
-            found.add(process)
-    return found
-
-
-def _in_recorded_session(process: ProcessId, run: RunFile, known: set[ProcessId]) -> bool:
-    """Tell whether its session is one of the run's, and not another one with the same number.
-
-    A number is not given again while its session has members. So the session is ours if the leader
-    that we recorded lives; and where no leader lives, a process is ours if it came after that
-    leader and was there when we last saw it alive.
-    """
-    session = processes.session_of(process.pid)
-    recorded = [leader for leader in known if leader.pid == session]
-    if session is None or not recorded:
-        return False
-    living = processes.identify(session)
-    if living is not None:
-        return living in known
-    return any(one.start_time <= process.start_time <= run.written_at for one in recorded)
-
-
-def _carries_marker(pid: int, run: RunFile) -> bool:
-    if processes.environment_value(pid, RUN_MARKER) != run.run_id:
-        return False
-    # A supervisor started from within an app of that run is a run of its own.
-    return processes.name(pid) != SUPERVISOR_NAME
-
-
-def _mine(pid: int) -> bool:
-    if os.geteuid() == 0:
-        return True
-    try:
-        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return False

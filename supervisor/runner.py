@@ -1,8 +1,6 @@
 """Keeps one process: feeds its state machine with what happens, and does what that says."""
 
 import asyncio
-import contextlib
-import os
 import signal
 import time
 from collections import deque
@@ -13,15 +11,15 @@ from typing import Protocol
 from meshrun.proxy import tasks
 from meshrun.supervisor import lifecycle, processes
 from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.blocking import Blocker, Shown
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.processes import ProcessId
+from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "NotExecutableError", "Probing", "Runner"]
-
-
-LOOK_AGAIN_S = 0.01
+__all__ = ["Body", "NotExecutableError", "Probing", "Rest", "Runner"]
 
 
 class NotExecutableError(MeshrunError):
@@ -33,6 +31,19 @@ class Probing(Protocol):
 
     def stop(self) -> None:
         """Ask no more."""
+
+
+class Rest(Protocol):
+    """What shares the session of a process, and may outlive it (`meshrun.supervisor.sessions`)."""
+
+    def members(self) -> list[ProcessId]:
+        """Return those that live."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of it."""
+
+    def end(self, number: int, on_ended: Callable[[], None]) -> None:
+        """Send a signal to what is left, and call `on_ended` once nothing is."""
 
 
 class Body(Protocol):
@@ -64,6 +75,7 @@ class Runner:
         body: Body,
         on_change: OnChange,
         random: Callable[[], float],
+        session: Callable[[int], Rest] = Session,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -77,8 +89,10 @@ class Runner:
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._prober: Probing | None = None
-        self._session_signal: int | None = None
-        self._session_nudge = asyncio.Event()
+        self._new_session = session
+        self._session: Rest | None = None
+        self._told: tuple[int, float] | None = None
+        self._timer_at: float | None = None
 
     def feed(self, event: Event) -> None:
         """Let something happen. What happens in consequence comes after it, never within it."""
@@ -100,6 +114,7 @@ class Runner:
         if after.number != before.number and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._timer_at = None
         self.status = after
         for action in actions:
             self._guarded(partial(self._act, action), f"{action} of {self.name}")
@@ -126,6 +141,7 @@ class Runner:
             case events.EndSession(number):
                 self._end_session(number)
             case events.SetTimer(number, at):
+                self._timer_at = at
                 delay_s = max(0.0, at - time.monotonic())
                 self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
             case events.Probing(on):
@@ -147,9 +163,10 @@ class Runner:
             self.feed(events.SpawnFailed(f"internal error: {error!r}", permanent=False))
             raise
         self._process = process
-        self._session_signal = None
+        self._session = self._new_session(process.pid)
+        self._told = None
         self.feed(events.Spawned(process.pid))
-        exit_ = await process.exited
+        exit_ = process.explain(await process.exited)
         self._guarded(self._body.exited, f"taking the last output of {self.name}")
         process.close()
         self.feed(events.Exited(exit_))
@@ -158,10 +175,10 @@ class Runner:
         process = self._process
         if process is None:
             return
+        self._told = (number, time.monotonic())
         process.send_signal(number)
-        for member in processes.session_members(process.pid):
-            if member.pid != process.pid:
-                processes.send_signal(member, number)
+        if self._session is not None:
+            self._session.send_signal(number)
         if number != signal.SIGKILL:
             # What is stopped (SIGSTOP, SIGTTIN) would never see the signal.
             process.send_signal(signal.SIGCONT)
@@ -170,6 +187,19 @@ class Runner:
         """KILL the main process and leave it to the policy whether it starts again."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
+
+    def blocker(self) -> Blocker:
+        """Say what is left of it, and what that has been told."""
+        members = self._session.members() if self._session is not None else []
+        parents = processes.parents(member.pid for member in members)
+        told, told_at = self._told or (None, 0.0)
+        return Blocker(
+            name=self.name,
+            told=told,
+            told_at=told_at,
+            kill_at=self._timer_at,
+            processes=[Shown(p, of, processes.command_line(p)) for p, of in parents.items()],
+        )
 
     def _probe(self, *, on: bool) -> None:
         if self._prober is not None:
@@ -182,46 +212,6 @@ class Runner:
             )
 
     def _end_session(self, number: int) -> None:
-        """End what is left of the session: at once if nothing is, which is the usual case."""
-        running = self._session_signal is not None
-        self._session_signal = number
-        if running:
-            self._session_nudge.set()
-            return
-        assert self._process is not None
-        session = self._process.pid
-        left = processes.session_members(session)
-        if left:
-            tasks.start(self._outlive(session, left), f"end session of {self.name}")
-        else:
-            self._session_signal = None
-            self.feed(events.SessionEnded())
-
-    async def _outlive(self, session: int, left: list[processes.ProcessId]) -> None:
-        told: set[tuple[processes.ProcessId, int]] = set()
-        while left:
-            number = self._session_signal or signal.SIGKILL
-            for process in left:
-                # KILL again whatever was born meanwhile; other signals once.
-                if (process, number) not in told:
-                    told.add((process, number))
-                    processes.send_signal(process, number)
-            await self._any_exit(left)
-            left = processes.session_members(session)
-        self._session_signal = None
-        self.feed(events.SessionEnded())
-
-    async def _any_exit(self, members: list[processes.ProcessId]) -> None:
-        """Wait until one of them ends, or until another signal is wanted."""
-        self._session_nudge.clear()
-        with contextlib.ExitStack() as stack:
-            for member in members:
-                pidfd = processes.open_pidfd(member)
-                if pidfd is None:
-                    # It is gone, or there are no descriptors left: never look again at once.
-                    await asyncio.sleep(LOOK_AGAIN_S)
-                    return
-                stack.callback(os.close, pidfd)
-                self._loop.add_reader(pidfd, self._session_nudge.set)
-                stack.callback(self._loop.remove_reader, pidfd)
-            await self._session_nudge.wait()
+        assert self._session is not None
+        self._told = (number, time.monotonic())
+        self._session.end(number, partial(self.feed, events.SessionEnded()))

@@ -15,12 +15,14 @@ __all__ = [
     "MESSAGE_LIMIT",
     "AppSpec",
     "Credentials",
+    "EndRequested",
     "Exited",
     "FromLauncher",
     "SidecarSpec",
     "SpawnFailed",
     "SpawnRequested",
     "Spawned",
+    "ToLauncher",
     "read_spec",
     "seal",
 ]
@@ -31,7 +33,7 @@ DESCRIPTOR_LIMIT = 250  # SCM_MAX_FD is 253
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Whom a child becomes."""
+    """Whom a child becomes; `groups` are the supplementary ones."""
 
     uid: int
     gid: int
@@ -42,7 +44,8 @@ class AppSpec(msgspec.Struct, frozen=True, kw_only=True, tag="app"):
     """A program to execute. Descriptors: memfd, stdin, stdout, stderr, status pipe.
 
     Words, folder and environment are bytes: what the caller's environment has need not be UTF-8.
-    `limits` maps a number of `resource.RLIMIT_*` to its soft and hard value.
+    `limits` maps a number of `resource.RLIMIT_*` to its soft and hard value, `nice` is that of
+    setpriority(2). With a `cgroup`, its own, it must get in there if `confined`.
     """
 
     name: str
@@ -50,8 +53,10 @@ class AppSpec(msgspec.Struct, frozen=True, kw_only=True, tag="app"):
     cwd: bytes
     environment: dict[bytes, bytes]
     limits: dict[int, tuple[int, int]] = {}
+    nice: int | None = None
     credentials: Credentials | None = None
     cgroup: str | None = None
+    confined: bool = False
 
 
 class SidecarSpec(msgspec.Struct, frozen=True, kw_only=True, tag="sidecar"):
@@ -67,9 +72,19 @@ class SidecarSpec(msgspec.Struct, frozen=True, kw_only=True, tag="sidecar"):
 
 
 class SpawnRequested(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
-    """The launcher shall fork; its answer carries the same number."""
+    """The launcher shall fork; its answer carries the same number.
+
+    `cgroup` is that of the run, which the launcher removes if it must end the run.
+    """
 
     request: int
+    cgroup: str | None = None
+
+
+class EndRequested(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """The launcher shall end what is left, after a grace of `grace_s` seconds, and then itself."""
+
+    grace_s: float
 
 
 class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag="spawned"):
@@ -93,6 +108,7 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     status: int
 
 
+ToLauncher = SpawnRequested | EndRequested
 FromLauncher = Spawned | SpawnFailed | Exited
 
 

@@ -4,6 +4,7 @@ Signals, the two ways in which a run ends by itself, and the loss of the launche
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshrun.proxy import tasks
-from meshrun.supervisor import cgroup, prctl, processes, runfile
+from meshrun.supervisor import cgroup, oom, prctl, processes, runfile
 from meshrun.supervisor.api import server
 from meshrun.supervisor.console import Console
 from meshrun.supervisor.ends import EndRule
@@ -43,7 +44,7 @@ EXIT_BY_SIGNAL = {
 INSISTING = (signal.SIGINT, signal.SIGQUIT)
 GRACE_S = 1.0
 LIMIT_S = 5.0
-# After this a stop says whom it waits for, and again each time.
+# After this a stop says what it waits for, and again after twice, four times and so on.
 SLOW_STOP_S = 2.0
 
 
@@ -82,10 +83,13 @@ async def supervise(
     loop = asyncio.get_running_loop()
     prctl.set_subreaper()
     prctl.set_name(runfile.SUPERVISOR_NAME)
+    oom.be_chosen_last()
     colour = foreground and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     log = _Log(prepared, foreground=foreground, colour=colour)
     timeline = Timeline(prepared.database.add_events, time.time)
     run = Run(prepared, launcher, log.journal, timeline, log.logs)
+    # Whoever started this program by exec(2) may have had children, which are none of the run's.
+    others = set(processes.children(os.getpid())) - {launcher.pid}
     log.on_full, log.on_free = run.pause_output, run.resume_output
     ending = _Ending(loop.create_future(), run.kill)
     lost = asyncio.Event()
@@ -97,6 +101,8 @@ async def supervise(
 
     launcher.attach(launcher_lost)
     for number in EXIT_BY_SIGNAL:
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup(1)
         loop.add_signal_handler(number, ending.by_signal, number)
     api = await server.serve(run, lambda: ending.decide(EXIT_OK))
     _greet(log.journal, run)
@@ -112,11 +118,11 @@ async def supervise(
     if lost.is_set():
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
-        _end_everything()
+        _end_everything(others)
     timeline.add("down", "mesh", "the mesh was stopped")
     timeline.flush()
     await api.close()
-    _clean_up(prepared, launcher)
+    _clean_up(prepared, launcher, others)
     manager.close()
     log.close()
     return code
@@ -136,7 +142,7 @@ async def _stop(
     stop = tasks.start(run.stop(), "stop the run")
     gone = tasks.start(lost.wait(), "notice the launcher's end")
     deadline = time.monotonic() + run.longest_stop_s
-    while True:
+    for looks in itertools.count(1):
         done, _ = await asyncio.wait(
             {stop, gone}, timeout=SLOW_STOP_S, return_when=asyncio.FIRST_COMPLETED
         )
@@ -149,33 +155,25 @@ async def _stop(
             journal.error("the launcher does not answer and is killed")
             launcher.kill()
         else:
-            waiting = f"waiting for {run.describe_blocking() or 'the sidecars'} to end"
-            journal.info(waiting)
-            manager.say(waiting)
+            lines = run.describe_blocking()
+            manager.say(lines[0])
+            if looks & (looks - 1) == 0:  # the first, second, fourth, eighth …
+                for line in lines:
+                    journal.info(line)
     stop.cancel()
     gone.cancel()
 
 
-def _end_everything() -> None:
+def _end_everything(others: set[int]) -> None:
     """The launcher is gone, and its children have become this process's: end them all here."""
-    processes.end_all(lambda: _reaped_descendants(os.getpid()), GRACE_S, LIMIT_S, time.monotonic)
+    processes.end_descendants(GRACE_S, LIMIT_S, time.monotonic, others)
 
 
-def _reaped_descendants(pid: int) -> list[processes.ProcessId]:
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                break
-        except ChildProcessError:
-            break
-    return processes.descendants(pid)
-
-
-def _clean_up(prepared: Prepared, launcher: Launcher) -> None:
+def _clean_up(prepared: Prepared, launcher: Launcher, others: set[int]) -> None:
     """End what got away from its session, and leave nothing but what shall last."""
     prepared.listeners.close()
     launcher.end()
-    _end_everything()
+    _end_everything(others)
     if prepared.cgroup is not None:
         cgroup.kill(prepared.cgroup)
         cgroup.remove(prepared.cgroup)

@@ -49,13 +49,13 @@ def down(place: Place, timeout: str) -> None:
 
 def _end(state: StateDir, limit_s: float) -> list[str]:
     said = ["the mesh has stopped"] if _stop(state, limit_s) else []
-    from meshrun.supervisor import runfile
+    from meshrun.supervisor import leftovers
 
     try:
         state.lock()
     except AlreadyLockedError as error:
         raise MeshrunError(f"cannot stop what runs in {state.path}: {_holder(state)}") from error
-    ended = runfile.end_leftovers(state)
+    ended = leftovers.end_leftovers(state)
     if ended:
         said += ["ended what a killed run had left:", *(f"  {command}" for command in ended)]
     return said or ["nothing runs here"]

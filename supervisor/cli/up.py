@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshrun.supervisor import activation, sdnotify
+from meshrun.supervisor import activation, cgroup, sdnotify
 from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.names import complete_app, complete_scale
 from meshrun.supervisor.cli.place import Place
@@ -144,6 +144,8 @@ def up(
     handed = activation.take(os.environ, os.getpid())
     for name in sdnotify.VARIABLES:
         os.environ.pop(name, None)
+    if detached:
+        cgroup.leave()
     # Before anything else, the loop, threads and secrets above all: what is here is in every child.
     launcher = Launcher.start(silent=detached)
     try:

@@ -26,8 +26,10 @@ from meshrun.supervisor.configuration.sections import (
 )
 from meshrun.supervisor.configuration.tables import Document, Place, Table, dotted
 from meshrun.supervisor.configuration.toml_positions import locate
+from meshrun.supervisor.configuration.users import Machine
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, UnfitError, address, quoted, text
 from meshrun.supervisor.errors import ConfigError, Finding
+from meshrun.supervisor.machine import ThisMachine
 from meshrun.supervisor.suggest import hint
 
 __all__ = ["FILE_NAME", "find", "load", "load_procfile"]
@@ -78,13 +80,16 @@ def find(start: Path, named: Path | None, uid: int) -> Path:
     )
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Configuration:
-    """Read and check a mesh.toml; `environ` is the caller's environment. Raises ConfigError."""
+def load(path: Path, environ: Mapping[str, str], machine: Machine | None = None) -> Configuration:
+    """Read and check a mesh.toml; `environ` is the caller's environment. Raises ConfigError.
+
+    `machine` is where it shall run: this one unless another is given.
+    """
     file = _called(path)
     source = _read(path, file).replace("\r\n", "\n")
     values = _parsed(source, file)
     document = Document(file, locate(source))
-    configuration = _Loader(document, path, environ).load(Table(document, (), values))
+    configuration = _Loader(document, path, environ, machine).load(Table(document, (), values))
     if document.findings:
         raise ConfigError(sorted(set(document.findings)))
     return configuration
@@ -111,7 +116,14 @@ def load_procfile(path: Path, environ: Mapping[str, str]) -> Configuration:
 class _Loader:
     """Reads one configuration and the files that it names, and keeps what is wrong in them."""
 
-    def __init__(self, document: Document, path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        document: Document,
+        path: Path,
+        environ: Mapping[str, str],
+        machine: Machine | None = None,
+    ) -> None:
+        self._machine = machine or ThisMachine()
         self._document = document
         self._path = path
         self._folder = _folder(path)
@@ -137,7 +149,7 @@ class _Loader:
         apps = self._read_named_procfile(top)
         for table in top.tables("apps"):
             name = str(table.path[-1])
-            apps[name] = read_app(table, apps.get(name), self._read_env_file)
+            apps[name] = read_app(table, apps.get(name), self._read_env_file, self._machine)
         return apps
 
     def _read_named_procfile(self, top: Table) -> dict[str, App]:

@@ -16,11 +16,13 @@ from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol, Requests
 
 __all__ = [
     "SERVICE_NAME",
+    "Account",
     "App",
     "Condition",
     "Configuration",
     "External",
     "HttpProbe",
+    "Limits",
     "Mesh",
     "PortRange",
     "Probe",
@@ -82,6 +84,37 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an app may use of the machine; None is no limit of its own.
+
+    `nofile` is how many files a process of it may have open, `processes` how many processes it may
+    have, `cpu_nice` the value of setpriority(2).
+    """
+
+    memory_bytes: int | None = None
+    nofile: int | None = None
+    processes: int | None = None
+    core_bytes: int | None = None
+    cpu_nice: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A user of this machine whom an app runs as; `groups` are all of its groups."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the environment says of a user, as login(1) sets it."""
+        return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamReference:
     """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given.
 
@@ -132,6 +165,8 @@ class App:
     ready: Probe | None = None
     restart: RestartPolicy = "on-failure"
     stop: Stop = Stop()
+    limits: Limits = Limits()
+    account: Account | None = None
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None

@@ -301,7 +301,10 @@ def _expanded_texts(app: App) -> Iterator[tuple[KeyPath, str]]:
 def _check_variables(
     document: Document, configuration: Configuration, app: App, environ: Mapping[str, str]
 ) -> None:
-    lookup = effective(environ, app.env_file, {}, _injected_variables(configuration, app))
+    account = {} if app.account is None else app.account.variables
+    lookup = effective(
+        {**environ, **account}, app.env_file, {}, _injected_variables(configuration, app)
+    )
     for path, text in _expanded_texts(app):
         for name in interpolation.unset(text, lookup):
             document.report_value(

@@ -11,6 +11,7 @@ from typing import get_args
 
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS
+from meshrun.supervisor.configuration.limits import read_limits
 from meshrun.supervisor.configuration.model import (
     App,
     Condition,
@@ -28,6 +29,7 @@ from meshrun.supervisor.configuration.permissions import ACTIONS, EFFECT_KEYS, r
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS, read_upstreams
+from meshrun.supervisor.configuration.users import Machine, read_user
 from meshrun.supervisor.configuration.values import (
     HIGHEST_PORT,
     UnfitError,
@@ -63,9 +65,9 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "restart", "stop", "connect_timeout"),
-    *("max_connections", "idle_timeout"),
+    *("max_connections", "idle_timeout", "limits", "user"),
 )
-APP_KEYS_LATER = (*("alive", "watch", "tty", "limits", "user", "hooks", "every"),)
+APP_KEYS_LATER = (*("alive", "watch", "tty", "hooks", "every"),)
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
@@ -122,7 +124,10 @@ def read_mesh(top: Table, default_name: str) -> Mesh:
 
 
 def read_app(
-    table: Table, base: App | None, read_env_file: Callable[[Table], Mapping[str, str]]
+    table: Table,
+    base: App | None,
+    read_env_file: Callable[[Table], Mapping[str, str]],
+    machine: Machine,
 ) -> App:
     """Read one `[apps.NAME]`; `base` is the same app in the Procfile, if it is there."""
     table.allow(APP_KEYS, APP_KEYS_LATER, UPSTREAM_KEYS)
@@ -144,6 +149,8 @@ def read_app(
         ready=_read_probe(table),
         restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
         stop=_read_stop(table),
+        limits=read_limits(table, machine),
+        account=read_user(table, machine),
         connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),
         max_connections=_read_max_connections(table),
         idle_timeout_s=_read_idle_timeout(table),

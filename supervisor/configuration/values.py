@@ -39,6 +39,7 @@ __all__ = [
     "request_path",
     "service_name",
     "signal_named",
+    "size",
     "split_command",
     "text",
     "upstream_name",
@@ -193,6 +194,23 @@ wait: Fit[float] = duration("1ms")
 
 idleness: Fit[float] = duration("1s")
 """Fits how long nothing may move."""
+
+
+def size(lowest: str, highest: str) -> Fit[int]:
+    """Fit a size, in bytes, from `lowest` to `highest`."""
+
+    def fit(value: object) -> int:
+        if not isinstance(value, str):
+            raise UnfitError(f'must be a size such as "64MiB", not {kind(value)}')
+        try:
+            found = units.bytes_of(value)
+        except units.UnitError as error:
+            raise UnfitError(f"{error}, not {quoted(value)}") from error
+        if not units.bytes_of(lowest) <= found <= units.bytes_of(highest):
+            raise UnfitError(f"must be from {lowest} to {highest}, not {value}")
+        return found
+
+    return fit
 
 
 def port_range(value: object) -> PortRange:

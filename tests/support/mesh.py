@@ -41,6 +41,8 @@ Rows = Mapping[str, InstanceRow]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background so, and everything here would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1)
 
 
 class Mesh:
@@ -54,8 +56,11 @@ class Mesh:
         files: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         state_dir: str = ".meshrun",
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        # What runs every command, such as `env` or `nice`.
+        self.command = [*wrapper, sys.executable, "-P", "-m", "meshrun"]
         self.state_path = folder / state_dir
         self.marker = uuid.uuid4().hex
         self.environment = {
@@ -143,6 +148,14 @@ class Mesh:
         self._foregrounds.append(foreground)
         return foreground
 
+    def await_answer(self) -> None:
+        """Wait for a mesh that something else has started, and follow it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.state_path.exists() and self.is_running()):
+            assert time.monotonic() < deadline, "no mesh answers"
+            time.sleep(LOOK_AGAIN_S)
+        self.follow()
+
     def down(self) -> subprocess.CompletedProcess[str]:
         """End the mesh."""
         self.remember()
@@ -150,7 +163,7 @@ class Mesh:
 
     def _popen(self, *args: str, by: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*by, sys.executable, "-P", "-m", "meshrun", *args],
+            [*by, *self.command, *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -164,7 +177,7 @@ class Mesh:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command; with `check` it must succeed."""
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "meshrun", *args],
+            [*self.command, *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,

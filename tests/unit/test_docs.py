@@ -15,7 +15,7 @@ from meshrun.proxy.http.heads import Request
 from meshrun.proxy.intentions import Rules
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
-from meshrun.supervisor.configuration import meshfile, permissions, sections, upstreams
+from meshrun.supervisor.configuration import limits, meshfile, permissions, sections, upstreams
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
@@ -31,6 +31,7 @@ TABLES = {
     "upstreams": tuple(key for key in upstreams.KEYS if key not in upstreams.REQUEST_KEYS),
     "HTTP upstreams": upstreams.REQUEST_KEYS,
     "ready": (*sections.PROBE_KINDS, *sections.PROBE_KEYS),
+    "Limits of an app": limits.KEYS,
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,

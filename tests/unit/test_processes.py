@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,73 @@ def test_the_name_of_a_program_may_hold_anything(tmp_path_factory: pytest.TempPa
     with child([str(odd), "-S", "-c", script]) as sleeper:
         assert processes.name(sleeper.pid) == "x) R 1 2 (y"
         assert sleeper in processes.descendants(os.getpid())
+
+
+HALF_DEAD = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print('ready', flush=True)
+# exit(2), not exit_group(2): this thread alone.
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(os.uname().machine, 93), 0)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_lives_as_long_as_another_does() -> None:
+    command = [sys.executable, "-S", "-c", HALF_DEAD]
+    with child(command, session=True, environment={"A": "1"}) as half_dead:
+        while Path(f"/proc/{half_dead.pid}/stat").read_bytes().split()[2] != b"Z":
+            os.sched_yield()
+        assert processes.identify(half_dead.pid) == half_dead
+        assert processes.session_members(half_dead.pid) == [half_dead]
+        assert half_dead in processes.descendants(os.getpid())
+        assert processes.environment_value(half_dead.pid, "A") == "1"
+        assert processes.send_signal(half_dead, signal.SIGKILL)
+        processes.await_exit(half_dead, 20.0)
+        assert processes.identify(half_dead.pid) is None
+
+
+def test_children_are_listed_with_those_that_have_ended() -> None:
+    with child(SLEEP) as living, child([sys.executable, "-S", "-c", "print()"]) as ended:
+        processes.await_exit(ended, 20.0)
+        assert {living.pid, ended.pid} <= set(processes.children(os.getpid()))
+        assert processes.parents([living.pid, 2**22 + 1]) == {living.pid: os.getpid()}
+
+
+def test_a_group_is_killed_only_with_a_member_in_it() -> None:
+    with child(SLEEP, session=True) as leader, child(SLEEP, session=True) as other:
+        assert processes.group_of(leader.pid) == leader.pid
+        processes.kill_group(leader.pid, other)
+        gone = ProcessId(leader.pid, leader.start_time - 1)
+        processes.kill_group(leader.pid, gone)
+        assert processes.identify(leader.pid) == leader
+        processes.kill_group(leader.pid, leader)
+        processes.await_exit(leader, 20.0)
+        assert processes.identify(leader.pid) is None
+        assert processes.identify(other.pid) == other
+
+
+def test_who_has_children_that_fork_and_end_in_a_loop_can_end_them_all() -> None:
+    script = """
+import os, sys, time
+from meshrun.supervisor import prctl, processes
+prctl.set_subreaper()
+spared = os.fork()
+if spared == 0:
+    time.sleep(600)
+for _ in range(3):
+    if os.fork() == 0:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 60:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
+left = processes.end_descendants(0.1, 20.0, time.monotonic, {spared})
+print(left, processes.children(os.getpid()) == [spared])
+left = processes.end_descendants(0.1, 20.0, time.monotonic)
+print(left, processes.reap())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["[] True", "[] ([], False)"]

@@ -15,6 +15,7 @@ from meshrun.supervisor.configuration.sections import (
 )
 from meshrun.supervisor.configuration.tables import Document, Table
 from meshrun.supervisor.configuration.toml_positions import locate
+from meshrun.supervisor.machine import ThisMachine
 
 KEYS = st.sampled_from(
     [
@@ -69,7 +70,7 @@ def test_any_sections_are_read_or_refused_with_places(values: dict[str, object])
     read_services(top)
     read_intentions(top, "mesh.toml")
     for table in top.tables("apps"):
-        read_app(table, None, lambda _: {})
+        read_app(table, None, lambda _: {}, ThisMachine())
     for finding in document.findings:
         assert 1 <= finding.line <= len(values)
         assert finding.column >= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from meshrun.supervisor import processes, runfile
+from meshrun.supervisor import leftovers, processes, runfile
 from meshrun.supervisor.runfile import RUN_MARKER, Recorded, RunFile
 from meshrun.supervisor.statedir import StateDir
 
@@ -77,13 +77,13 @@ def test_what_was_written_is_read(state: StateDir) -> None:
 def test_a_file_that_is_none_of_ours_says_nothing(state: StateDir) -> None:
     state.write("run.json", b"{}")
     assert runfile.read(state) is None
-    assert runfile.end_leftovers(state) == []
+    assert leftovers.end_leftovers(state) == []
 
 
 def test_a_recorded_process_is_ended_and_its_command_told(state: StateDir) -> None:
     with child() as app:
         runfile.write(state, run(recorded(app.pid)))
-        (command,) = runfile.end_leftovers(state)
+        (command,) = leftovers.end_leftovers(state)
         assert "time.sleep" in command
         assert not lives(app)
         assert runfile.read(state) is None
@@ -95,14 +95,14 @@ def test_a_process_that_has_got_the_number_since_is_spared(state: StateDir) -> N
         earlier = msgspec.structs.replace(entry, start_time=entry.start_time - 1)
         old = msgspec.structs.replace(run(earlier), written_at=entry.start_time - 1)
         state.write("run.json", msgspec.json.encode(old))
-        assert runfile.end_leftovers(state) == []
+        assert leftovers.end_leftovers(state) == []
         assert lives(stranger)
 
 
 def test_who_carries_the_marker_is_ended_in_whatever_session(state: StateDir) -> None:
     with child(marker=RUN_ID) as runaway, child(marker="another") as stranger:
         runfile.write(state, run())
-        assert len(runfile.end_leftovers(state)) == 1
+        assert len(leftovers.end_leftovers(state)) == 1
         assert not lives(runaway)
         assert lives(stranger)
 
@@ -130,14 +130,14 @@ def test_who_is_left_in_a_recorded_session_is_ended_though_its_leader_is_gone(
         leader.stdin.close()
         leader.wait()
         assert len(processes.session_members(leader.pid)) == 1
-        assert len(runfile.end_leftovers(state)) == 1
+        assert len(leftovers.end_leftovers(state)) == 1
         assert processes.session_members(leader.pid) == []
 
 
 def test_of_a_run_before_the_last_boot_nothing_is_looked_for(state: StateDir) -> None:
     with child(marker=RUN_ID) as stranger:
         runfile.write(state, run(recorded(stranger.pid), boot_id="another"))
-        assert runfile.end_leftovers(state) == []
+        assert leftovers.end_leftovers(state) == []
         assert lives(stranger)
         assert runfile.read(state) is None
 
@@ -147,13 +147,13 @@ def test_whoever_cleans_up_spares_itself_and_what_it_was_started_from(state: Sta
     script = f"""
 import os, sys
 from pathlib import Path
-from meshrun.supervisor import processes, runfile
+from meshrun.supervisor import leftovers, processes, runfile
 from meshrun.supervisor.statedir import StateDir
 if child := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 state = StateDir.open(Path({str(state.path)!r}), create=False)
 assert runfile.read(state).processes[0].pid == os.getppid()
-assert runfile.end_leftovers(state) == []
+assert leftovers.end_leftovers(state) == []
 """
     with subprocess.Popen(
         [sys.executable, "-c", f"input(); exec({script!r})"],
@@ -172,5 +172,5 @@ def test_a_supervisor_that_was_started_within_an_app_of_the_run_is_spared(
     named = f"open('/proc/self/comm', 'w').write('{runfile.SUPERVISOR_NAME}'); {SLEEP}"
     with child(named, marker=RUN_ID) as supervisor:
         runfile.write(state, run())
-        assert runfile.end_leftovers(state) == []
+        assert leftovers.end_leftovers(state) == []
         assert lives(supervisor)
