@@ -105,7 +105,7 @@ stop = { timeout = "3s" }
         foreground.await_line("| ready")
         foreground.signal(signal.SIGTERM)
         manager.await_told("STOPPING=1")
-        manager.await_told("STATUS=waiting for deaf.1 to end")
+        manager.await_told("STATUS=waiting for deaf.1: TERM sent")
         assert foreground.wait() == 0
 
 
