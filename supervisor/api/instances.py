@@ -121,8 +121,17 @@ def _reason(run: Run, instance: Instance, status: Status) -> str:
     if instance.app is None:
         return run.externals.reason(instance.name)
     if status.phase is Phase.WAITING:
-        return f"waits for {', '.join(run.verdict(instance).waiting_for)}"
+        return f"waits for {', '.join(run.dependants.verdict(instance.name).waiting_for)}"
     return status.reason
+
+
+def _tries(run: Run, instance: Instance) -> int:
+    app = run.apps.get(instance.name)
+    return run.externals.tries(instance.name) if app is None else app.tries("ready")
+
+
+def _since_s(status: Status, now: float) -> float | None:
+    return None if status.final else round(max(0.0, now - status.since), 3)
 
 
 def _next_try_in_s(status: Status, now: float) -> float | None:
@@ -229,7 +238,11 @@ async def why(request: web.Request) -> web.StreamResponse:
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,
                 "next_try_in_s": _next_try_in_s(status, time.monotonic()),
-                "waiting_for": run.verdict(instance).waiting_for if waiting else [],
+                "since_s": _since_s(status, time.monotonic()) if app is not None else None,
+                "said": status.said,
+                "tries": _tries(run, instance),
+                "waiting_for": run.dependants.verdict(instance.name).waiting_for if waiting else [],
+                "unmet": run.unmet(instance.name) if waiting else [],
                 "lines": run.logs.last(instance.name),
                 "events": [e for e in events if e.subject in about or e.source == instance.service][
                     -EVENTS_SHOWN:
