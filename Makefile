@@ -1,7 +1,7 @@
 # make up        the example mesh, from nothing (Python 3.11 or newer is all it needs)
 # make test      everything that must hold, under 5 minutes on two cores
 # make test-long the long tests whole, under 20
-# make histories 100,000 random histories of the state machine instead of 1,000, half an hour; N=…
+# make histories 100,000 random histories of the state machine instead of 1,000, a quarter of an hour; N=…
 # make lint      format, lint, types, import directions
 # make bench     the comparisons of docs/benchmarks.md, twenty minutes or more; also ARGS=--quick
 # make peers     what they compare with, and some tests talk to: apt-get as root, PyPI into .venv

@@ -247,10 +247,13 @@ class Simulation:
         if len(self.of(service)) > 1:
             last.command(events.Stop())
 
-    def changed(self, runner: Runner, before: Status, after: Status, _event: Event) -> None:
+    def changed(self, runner: Runner, before: Status, after: Status, event: Event) -> None:
         """Do what a run does when something has changed, and look whether all is as it must be."""
         if after.phase is Phase.SPAWNING and after.number != before.number:
             self.must(not self.apps[runner.name].stopped, f"{runner.name} starts after a stop")
+        if isinstance(event, events.TimerFired) and before.due_at is not None:
+            early = self.loop.time() < before.due_at - 1e-6
+            self.must(not early, f"a timer of {runner.name} fired early")
         self._check(runner.name, after)
         self.dependants.changed(runner.name, before, after)
         self.dependants.look(restart=not self.stopping)
