@@ -46,6 +46,9 @@ class Reporter:
         if isinstance(event, events.LivenessLost) and after.condemned and not before.condemned:
             self._timeline.add("not-alive", name, f"{name} is ended: {after.reason}")
             self._journal.warning(f"{name} is ended: {after.reason}")
+        if isinstance(event, events.Restart) and after.phase is not before.phase:
+            why = "" if event == events.Restart() else f": {event.reason}"
+            self._journal.info(f"{name} is restarted{why}")
         if isinstance(event, events.StoppingAnnounced) and after.phase is not before.phase:
             self._timeline.add("stopping", name, f"{name} says that it is stopping")
             self._journal.info(f"{name} says that it is stopping")
