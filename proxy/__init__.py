@@ -28,7 +28,8 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
 - `idleness` cuts connections on which nothing moves, `memory` gives back what many have left,
   `backoff` says how long to wait before the next try.
 - `poller` and `sockets` are the descriptors below all this, `tasks` the only place that makes
-  tasks, `reports` what is told upwards, without letting a flood through.
+  tasks, `fanout` what is done to many connections, `reports` what is told upwards, without letting
+  a flood through.
 
 Calls go from the top of this list to the bottom; what happens comes back through callables that
 were handed down. A sidecar speaks to its channel, its app and its peers, and to nothing else.

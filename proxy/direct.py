@@ -27,6 +27,11 @@ class Direct:
         rider.start(self)
         self._pump.start(self)
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, also where that was not read yet."""
+        return self._pump.hung_up
+
     # The rider's carrier.
 
     def send(self, count: int, *, last: bool) -> bool:

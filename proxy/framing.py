@@ -38,6 +38,10 @@ MOST_REFUSAL_BYTES = 256
 # How much of a stream may be under way before it is accepted: the side that opened it keeps a copy.
 MOST_EARLY_BYTES = 64 * 1024
 
+# Payloads that are shorter are joined with their neighbours: to hand on each would cost more than
+# the copy. Longer ones are bulk, and would pay for it.
+SMALL_BYTES = 4096
+
 _header = struct.Struct(">I")
 _pack_into = _header.pack_into
 _unpack_from = _header.unpack_from
@@ -142,15 +146,16 @@ _KINDS: Mapping[int, tuple[Frame, int, int]] = {
 class Decoder:
     """Cuts what was received into frames, however it was fragmented.
 
-    The payload of a DATA frame comes in as many parts as it was received in, never kept; that of a
-    REFUSED comes whole.
+    The payload of a DATA frame comes in as many parts as it was received in, small ones together
+    with their neighbours; that of a REFUSED comes whole.
     """
 
-    __slots__ = ("_data_left", "_kept")
+    __slots__ = ("_data_left", "_kept", "more")
 
     def __init__(self) -> None:
         self._data_left = 0  # of a DATA frame under way
-        self._kept = b""  # a part of a header, or of a REFUSED
+        self._kept = b""  # a part of a header, or of a REFUSED; all that is left if there is more
+        self.more = False  # frames may be left, since there were too many for one turn
 
     @property
     def whole(self) -> bool:
@@ -164,40 +169,71 @@ class Decoder:
         (header,) = _unpack_from(data)
         return data[HEADER_BYTES:] if header == _DATA | len(data) - HEADER_BYTES else None
 
-    def feed(self, data: memoryview) -> Iterator[tuple[Frame, memoryview]]:
-        """Yield the frames in `data`, their payloads as views of it; raise FramingError."""
-        if self._kept:
-            data = memoryview(self._kept + bytes(data))
-            self._kept = b""
-        at, end = 0, len(data)
+    def keep(self, data: memoryview) -> None:
+        """Take what came while there is `more`."""
+        self._kept += data
+
+    def feed(
+        self, data: memoryview | bytes, most: int | None = None
+    ) -> Iterator[tuple[Frame, memoryview]]:
+        """Yield the frames in `data`, at most so many: where those are not all there is `more`.
+
+        Raises FramingError for what is none. Payloads are valid as long as `data`.
+        """
+        view = memoryview(self._kept + bytes(data) if self._kept else data)
+        self._kept = b""
+        self.more = False
+        small: list[memoryview] = []
+        at, end, frames = 0, len(view), 0
         while at < end:
             if self._data_left:
-                part = data[at : at + self._data_left]
+                part = view[at : at + self._data_left]
                 at += len(part)
                 self._data_left -= len(part)
+                if len(part) < SMALL_BYTES:
+                    small.append(part)
+                    continue
+                if small:
+                    yield Frame.DATA, _joined(small)
                 yield Frame.DATA, part
                 continue
+            if frames == most:
+                self.more = True
+                break
+            frames += 1
             if end - at < HEADER_BYTES:
                 break
-            (header,) = _unpack_from(data, at)
-            frame, length = _checked(header >> 24, header & 0xFFFFFF)
-            if frame is Frame.DATA:
+            (header,) = _unpack_from(view, at)
+            kind, length = header >> 24, header & 0xFFFFFF
+            if kind == Frame.DATA and length:
                 self._data_left = length
                 at += HEADER_BYTES
                 continue
+            if small:
+                yield Frame.DATA, _joined(small)
+            frame = _checked(kind, length)
             if end - at - HEADER_BYTES < length:
                 break
             at += HEADER_BYTES
-            yield frame, data[at : at + length]
+            yield frame, view[at : at + length]
             at += length
-        self._kept = bytes(data[at:])
+        if small:
+            yield Frame.DATA, _joined(small)
+        self._kept = bytes(view[at:])
 
 
-def _checked(kind: int, length: int) -> tuple[Frame, int]:
+def _joined(small: list[memoryview]) -> memoryview:
+    """Return these parts as one, and leave none."""
+    joined = small[0] if len(small) == 1 else memoryview(b"".join(small))
+    small.clear()
+    return joined
+
+
+def _checked(kind: int, length: int) -> Frame:
     try:
         frame, least, most = _KINDS[kind]
     except KeyError:
         raise FramingError(f"cannot understand a frame of type {kind}") from None
     if not least <= length <= most:
         raise FramingError(f"cannot take a {frame.name} of {length} bytes")
-    return frame, length
+    return frame

@@ -7,13 +7,14 @@ from typing import Protocol
 
 from meshrun.proxy.caller import Caller
 from meshrun.proxy.framing import Refusal
-from meshrun.proxy.idleness import Cuttable, IdleWatch
+from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.idleness import EXCHANGE_IDLE_S, Cuttable, IdleWatch
 from meshrun.proxy.intentions import Asked, Decision, Rules
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Denied, Inbound, Record, Snapshot
 from meshrun.proxy.reports import Report
 
-__all__ = ["GONE", "Call", "Gate", "Live"]
+__all__ = ["GONE", "Call", "Gate", "Live", "Requested"]
 
 # Why a call failed that nobody waited for.
 GONE = "the caller left before the app was reached"
@@ -29,18 +30,32 @@ class Live(Cuttable, Protocol):
         """Return how many bytes the app was sent and sent itself, also when it is over."""
 
 
+class Requested(Cuttable, Protocol):
+    """A request of a connection that was admitted, on its way to the app and back."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who makes it."""
+
+    @property
+    def request(self) -> Asked:
+        """What is decided about."""
+
+    def forbid(self, reason: str) -> None:
+        """Break it off, since it is not allowed any more."""
+
+
 @dataclass(slots=True, eq=False)
 class Call:
-    """What was let in: a connection, or with `request` a request of one that was admitted.
+    """A connection that was let in.
 
-    `cut` ends it whatever state it is in. `live` is a connection's counterpart at the app, once
-    there is one. `began` is a time of the monotonic clock. `dry_run` says that a rule on trial
-    would have denied it.
+    `cut` ends it whatever state it is in. `live` is its counterpart at the app, once there is one.
+    `began` is a time of the monotonic clock. `dry_run` says that a rule on trial would have denied
+    it.
     """
 
     caller: Caller
     cut: Callable[[str], object]
-    request: Asked | None = None
     dry_run: bool = False
     began: float = 0.0
     live: Live | None = None
@@ -55,7 +70,7 @@ class Gate:
         self._snapshot: Snapshot | None = None
         self._rules: Rules | None = None
         self._connections: set[Call] = set()
-        self._requests: set[Call] = set()
+        self._requests: set[Requested] = set()
         self._admitted: set[Call] = set()
         self._idle = IdleWatch(self._live, self._idle_cut)
 
@@ -76,19 +91,24 @@ class Gate:
         """Obey `snapshot`: on return no call is left that it forbids."""
         self._snapshot = snapshot
         inbound = snapshot.inbound
-        self._idle.set(None if inbound is None else inbound.idle_timeout_s)
         protocol = "tcp" if inbound is None else inbound.protocol
+        idle_timeout_s = None if inbound is None else inbound.idle_timeout_s
+        self._idle.set(idle_timeout_s or (None if protocol == "tcp" else EXCHANGE_IDLE_S))
         self._rules = Rules(
             snapshot.intentions, snapshot.service, snapshot.default_action, protocol
         )
-        for call in [*self._connections, *self._requests]:
-            decision = self._rules.decide(call.caller.service, call.request)
+        for call in list(self._connections):
+            decision = self._rules.decide(call.caller.service)
             if not decision.allowed:
-                live = call.live is not None or call.request is not None
-                self._say_denied(call.caller, call.request, decision, live=live)
-                self._ledger.judged(call.caller.service, allowed=False)
+                self._withdraw(call.caller, None, decision, live=call.live is not None)
                 self.leave(call, denied=True)
                 call.cut(decision.reason)
+        for requested in list(self._requests):
+            caller, request = requested.caller, requested.request
+            decision = self._rules.decide(caller.service, request)
+            if not decision.allowed:
+                self._withdraw(caller, request, decision, live=True)
+                requested.forbid(decision.reason)
 
     def enter(self, caller: Caller, cut: Callable[[str], object]) -> Call | Refusal:
         """Let a connection in, or return and report why not."""
@@ -112,14 +132,23 @@ class Gate:
         self._admitted.add(call)
         return call
 
-    def judge(self, caller: Caller, request: Asked, cut: Callable[[str], object]) -> Call | None:
-        """Let a request in, or report that it may not be made."""
-        decision = self._decide(caller, request)
-        if not decision.allowed:
-            return None
-        call = Call(caller, cut, request, decision.dry_run)
-        self._requests.add(call)
-        return call
+    def judge(self, requested: Requested) -> Decision:
+        """Let a request in until it is `done`, or report that it may not be made."""
+        decision = self._decide(requested.caller, requested.request)
+        if decision.allowed:
+            self._requests.add(requested)
+            self._idle.connected()
+        return decision
+
+    def undecided(self, caller: Caller, fields: Fields) -> Fields:
+        """Return those fields that no rule about the caller looks at."""
+        rules = self._rules
+        assert rules is not None, "a caller came before there was a snapshot"
+        return [pair for pair in fields if not rules.looks_at(caller.service, pair[0])]
+
+    def done(self, requested: Requested) -> None:
+        """A request is over, whether or not it was let in."""
+        self._requests.discard(requested)
 
     def connected(self, call: Call, live: Live) -> None:
         """The app has been reached for `call`: from now on to cut it is to reset `live`."""
@@ -128,8 +157,7 @@ class Gate:
         self._idle.connected()
 
     def leave(self, call: Call, failure: str | None = None, *, denied: bool = False) -> None:
-        """Forget what is over: in order, or with a `failure`."""
-        self._requests.discard(call)
+        """Forget a connection that is over: in order, or with a `failure`."""
         self._admitted.discard(call)
         if call not in self._connections:
             return
@@ -182,7 +210,8 @@ class Gate:
         )
 
     def _live(self) -> list[Cuttable]:
-        return [call.live for call in self._connections if call.live is not None]
+        live: list[Cuttable] = [call.live for call in self._connections if call.live is not None]
+        return [*live, *self._requests]
 
     def _idle_cut(self, reason: str) -> None:
         self._report(ConnectionFailed(upstream=None, reason=reason))
@@ -194,6 +223,12 @@ class Gate:
         if not decision.allowed or decision.dry_run:
             self._say_denied(caller, request, decision, live=False)
         return decision
+
+    def _withdraw(
+        self, caller: Caller, request: Asked | None, decision: Decision, *, live: bool
+    ) -> None:
+        self._say_denied(caller, request, decision, live=live)
+        self._ledger.judged(caller.service, allowed=False)
 
     def _say_denied(
         self, caller: Caller, request: Asked | None, decision: Decision, *, live: bool

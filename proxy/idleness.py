@@ -7,7 +7,14 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-__all__ = ["Cuttable", "IdleWatch"]
+from meshrun.proxy.fanout import to_each
+
+__all__ = ["CONNECTION_IDLE_S", "EXCHANGE_IDLE_S", "Cuttable", "IdleWatch"]
+
+# Where nothing else was said, of HTTP: Envoy's stream_idle_timeout, and its idle_timeout of
+# connections.
+EXCHANGE_IDLE_S = 300.0
+CONNECTION_IDLE_S = 3600.0
 
 # A connection is found at most this part of its time too late.
 PRECISION = 0.25
@@ -36,9 +43,10 @@ class IdleWatch:
 
     def set(self, timeout_s: float | None) -> None:
         """Cut what is idle for `timeout_s`, None for nothing."""
-        self._timeout_s = timeout_s
-        self.close()
-        self.connected()
+        if timeout_s != self._timeout_s:  # else whoever says it again and again would be the timer
+            self._timeout_s = timeout_s
+            self.close()
+            self.connected()
 
     def connected(self) -> None:
         """There is a connection to look at."""
@@ -58,9 +66,12 @@ class IdleWatch:
         live = list(self._live())
         if timeout_s is None or not live:
             return
-        for connection in live:
+        reason = f"nothing moved for {timeout_s:g} s, its idle_timeout"
+
+        def look(connection: Cuttable) -> None:
             if connection.idle_s() >= timeout_s:
-                reason = f"nothing moved for {timeout_s:g} s, its idle_timeout"
                 connection.reset(reason)
                 self._on_cut(reason)
+
+        to_each(live, look)
         self.connected()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meshrun.proxy import callee, dial, sockets, tasks
 from meshrun.proxy.caller import Caller
+from meshrun.proxy.fanout import to_each
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.gate import GONE, Call, Gate
 from meshrun.proxy.http.inbound import HttpInbound
@@ -75,9 +76,7 @@ class InboundTunnels:
 
     def rotate(self) -> None:
         """Close what is idle under a leaf that is not served any more."""
-        for tunnel in list(self._idle):
-            if not self._lasts(tunnel):
-                tunnel.close()
+        to_each([tunnel for tunnel in self._idle if not self._lasts(tunnel)], InboundTunnel.close)
 
     def close(self) -> None:
         """Close all."""

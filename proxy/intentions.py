@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from meshrun.proxy.http.heads import folded
 from meshrun.proxy.permissions import Action, Asked, Fields, HeaderMatch, Matcher, Permission
 
 __all__ = [
@@ -115,12 +116,19 @@ def layered(base: Iterable[Intention], over: Iterable[Intention]) -> list[Intent
 class _Rule:
     """One intention about calls to one service, with every decision that it can make."""
 
-    __slots__ = ("_otherwise", "_permissions", "_unasked")
+    __slots__ = ("_otherwise", "_permissions", "_unasked", "names")
 
     def __init__(
         self, intention: Intention, destination: str, default: Action, protocol: Protocol
     ) -> None:
         self._permissions: tuple[tuple[Matcher, Decision], ...] = ()
+        # Of the headers that are looked at; a rule on trial changes nothing.
+        self.names = frozenset(
+            folded(header.name)
+            for permission in intention.permissions
+            for header in permission.headers
+            if not intention.dry_run
+        )
         if not intention.permissions:
             self._otherwise = self._unasked = _decision(intention, intention.action)
             return
@@ -200,12 +208,7 @@ class Rules:
 
         Without a request an intention with permissions denies, as in Consul.
         """
-        intention = (
-            self._exact.get(source)
-            or self._exact.get(WILDCARD)
-            or self._wide.get(source)
-            or self._wide.get(WILDCARD)
-        )
+        intention = self._deciding(source)
         if intention is None:
             return Decision(
                 allowed=self._default == "allow",
@@ -213,11 +216,32 @@ class Rules:
                 reason=f"no intention matches {source} => {self._destination}; "
                 f"the default is {self._default}",
             )
-        rule = self._compiled.get(id(intention))
-        if rule is None:
-            rule = _Rule(intention, self._destination, self._default, self._protocol)
-            self._compiled[id(intention)] = rule
+        rule = self._compiled.get(id(intention)) or self._compile(intention)
         return rule.decide(request)
+
+    def looks_at(self, source: str, name: str) -> bool:
+        """Tell whether a header of this name may decide about requests of `source`.
+
+        Also one that some apps take for it.
+        """
+        intention = self._deciding(source)
+        if intention is None:
+            return False
+        rule = self._compiled.get(id(intention)) or self._compile(intention)
+        return folded(name) in rule.names
+
+    def _deciding(self, source: str) -> Intention | None:
+        return (
+            self._exact.get(source)
+            or self._exact.get(WILDCARD)
+            or self._wide.get(source)
+            or self._wide.get(WILDCARD)
+        )
+
+    def _compile(self, intention: Intention) -> _Rule:
+        rule = _Rule(intention, self._destination, self._default, self._protocol)
+        self._compiled[id(intention)] = rule
+        return rule
 
 
 def decide(

@@ -12,7 +12,7 @@ from random import Random
 
 from meshrun.proxy import sockets, tasks
 from meshrun.proxy.backoff import delay_s
-from meshrun.proxy.balance import Balancer
+from meshrun.proxy.balance import Balancer, Standing
 from meshrun.proxy.connector import Connection, Connector
 from meshrun.proxy.errors import IdentityError, PeerError
 from meshrun.proxy.framing import Refusal
@@ -129,8 +129,12 @@ class OutboundTunnels:
         """Choose an endpoint."""
         return self._balancer.pick(self._loop.time(), self._rng, tried)
 
+    def standing(self, endpoint: Endpoint) -> Standing:
+        """Return what is known of `endpoint`, and counts what is in flight there."""
+        return self._balancer.standing(endpoint)
+
     def opened(self, endpoint: Endpoint) -> None:
-        """Count a connection or request."""
+        """Count a connection."""
         self._balancer.opened(endpoint)
 
     def closed(self, endpoint: Endpoint) -> None:
@@ -188,6 +192,18 @@ class OutboundTunnels:
         )
         self._tunnels.add(tunnel)
         return tunnel
+
+    def keep(self, found: Connection | OutboundTunnel) -> None:
+        """Keep for the next stream what was reached, and is not needed."""
+        if isinstance(found, OutboundTunnel):
+            self.tunnel_idle(found)
+        elif found.tunnel:
+            tunnel = self.adopt(found)
+            self.tunnel_idle(tunnel)
+            if not tunnel.closed:
+                tunnel.start()
+        else:
+            sockets.reset(found.secured.sock)
 
     # The tunnels' owner.
 
@@ -254,13 +270,7 @@ class OutboundTunnels:
                 connection = await self._connector.connect(endpoint, credentials)
         except (OSError, PeerError, IdentityError):
             return  # the next connection meets the same, and tells of it
-        if connection.tunnel:
-            tunnel = self.adopt(connection)
-            self.tunnel_idle(tunnel)
-            if not tunnel.closed:
-                tunnel.start()
-        else:
-            sockets.reset(connection.secured.sock)
+        self.keep(connection)
 
     # The long way.
 
@@ -285,6 +295,18 @@ class OutboundTunnels:
         if not len(self._balancer):
             return f"no instance of {self._service} is ready"
         return f"no instance of {self._service} answered"
+
+    async def reach(self, journey: Journey) -> Connection | OutboundTunnel:
+        """Try all endpoints again and again; return what was reached.
+
+        It is not counted as in flight any more: whoever goes there counts what it brings.
+        """
+        while True:
+            found = await self.round(journey)
+            if found is not None:
+                self._balancer.closed(found.endpoint)
+                return found
+            await self.park(journey)
 
     async def round(self, journey: Journey) -> Connection | OutboundTunnel | None:
         """Try each endpoint once; return what was reached, counted as in flight."""

@@ -6,8 +6,11 @@ parts of a permission must all match; `path_prefix` is a plain prefix, so `/admi
 header must never open a rule, so:
 
 - A header that was sent several times, or holds a list, is read as each of its values, as each part
-  between commas, and as all values joined (RFC 9110 5.3): nobody knows which of them an app takes.
-  A matcher matches where any of these does.
+  between commas, and as all values joined (RFC 9110 5.3, for cookies RFC 9113 8.2.3): nobody knows
+  which of them an app takes. A matcher matches where any of these does.
+- Some apps take more for a header than HTTP does: `X.Role` for `x-role`, or `admin` with a blank of
+  Latin-1 or Unicode around it for `admin` (`str.strip` does). What only they would read is looked
+  at where it counts against the caller: by a deny, and by an inverted allow.
 - `invert` is read against the caller. A deny matches unless every reading is what it wants, also
   where the header is absent; an allow matches only where none is, and the header is there. To Envoy
   an inverted matcher never matches an absent header: who left out `x-role` passed by a deny of all
@@ -17,11 +20,12 @@ header must never open a rule, so:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.heads import folded
 from meshrun.proxy.http.target import normalise_authority
 
 __all__ = [
@@ -91,6 +95,18 @@ class Asked(Protocol):
     def fields(self) -> Sequence[tuple[str, str]]: ...
 
 
+class Readings(NamedTuple):
+    """The values of one header: as HTTP has them, and with those that only some apps would read.
+
+    Each is empty where the header is absent. Where it has more parts than are looked at, it is not
+    `clear`, and only whether it is there is told.
+    """
+
+    said: tuple[str, ...]
+    taken: tuple[str, ...]
+    clear: bool = True
+
+
 class Fields:
     """The header fields of one request, taken apart once for each name that is asked for."""
 
@@ -98,34 +114,63 @@ class Fields:
 
     def __init__(self, request: Asked) -> None:
         self._request = request
-        self._known: dict[str, tuple[str, ...] | None] = {}
+        self._known: dict[str, Readings] = {}
 
-    def readings(self, name: str) -> tuple[str, ...] | None:
-        """Return what an app may take for the value of `name` (in lower case).
-
-        Empty where the header is absent, None where it has more parts than are looked at.
-        """
+    def readings(self, name: str) -> Readings:
+        """Return what an app may take for the value of `name` (in lower case)."""
         try:
             return self._known[name]
         except KeyError:
             found = self._known[name] = self._read(name)
             return found
 
-    def _read(self, name: str) -> tuple[str, ...] | None:
+    def _read(self, name: str) -> Readings:
         if name in HOST:
-            return _hosts(self._request.authority)
-        values = [
-            value.strip(" \t") for field, value in self._request.fields if field.lower() == name
+            hosts = _hosts(self._request.authority)
+            return Readings(hosts, hosts)
+        alike = folded(name)
+        named = [
+            (field.lower() == name, value.strip(" \t"))
+            for field, value in self._request.fields
+            if folded(field) == alike
         ]
-        if sum(value.count(",") + 1 for value in values) > MOST_PARTS:
-            return None
-        readings = dict.fromkeys(values)
-        for value in values:
-            if "," in value:
-                readings |= dict.fromkeys(part.strip(" \t") for part in value.split(","))
-        if len(values) > 1:
-            readings[", ".join(values)] = None
-        return tuple(readings)
+        said = [value for exactly, value in named if exactly]
+        taken = [value for _, value in named]
+        if sum(value.count(",") + 1 for value in taken) > MOST_PARTS:
+            return Readings(tuple(said[:1]), tuple(taken[:1]), clear=False)
+        # RFC 9113 8.2.3: HTTP/2 sends a cookie in pieces, which are one with this between them.
+        joint = "; " if name == "cookie" else ", "
+        readings = _parts(said, joint)
+        others = {} if len(said) == len(taken) else _parts(taken, joint)
+        everything = readings | others
+        everything |= dict.fromkeys(map(_trimmed, everything))
+        return Readings(tuple(readings), tuple(everything))
+
+
+def _parts(values: list[str], joint: str) -> dict[str, None]:
+    """Return each of the values, each part between commas, and all of them as one."""
+    readings = dict.fromkeys(values)
+    for value in values:
+        if "," in value:
+            readings |= dict.fromkeys(part.strip(" \t") for part in value.split(","))
+    if len(values) > 1:
+        readings[joint.join(values)] = None
+    return readings
+
+
+def _trimmed(value: str) -> str:
+    """Return a value without what is white space in UTF-8, or where it is none, in Latin-1 first.
+
+    To HTTP only blanks and tabs are (RFC 9110 5.6.3), and any other octet is sent on.
+    """
+    if value.isascii():
+        return value
+    for text in (value, value.strip()):
+        try:
+            return _latin1(text.encode("latin-1").decode().strip())
+        except UnicodeDecodeError:
+            pass
+    return value.strip()
 
 
 def _hosts(authority: str) -> tuple[str, ...]:
@@ -163,17 +208,18 @@ class _HeaderMatcher:
         self._test = _header_test(wanted)
 
     def matches(self, fields: Fields) -> bool:
-        readings = fields.readings(self._name)
-        if self._test is None:
-            return (readings != ()) is not self._invert
-        if readings is None:
-            return self._denies
-        if not self._invert:
-            return any(map(self._test, readings))
-        if not readings:
-            return self._denies
+        said, taken, clear = fields.readings(self._name)
+        test, denies, invert = self._test, self._denies, self._invert
+        if test is None:
+            return bool(taken if denies is not invert else said) is not invert
+        if not clear:
+            return denies
+        if not invert:
+            return any(map(test, taken if denies else said))
+        if not said:
+            return denies
         right = all if self._every else any
-        return not right(map(self._test, readings))
+        return not right(map(test, taken))
 
 
 def _header_test(wanted: HeaderMatch) -> Test | None:
@@ -269,4 +315,5 @@ class Matcher:
             return False
         if self._path is not None and not self._path(path):
             return False
-        return all(header.matches(fields) for header in self._headers)
+        headers = self._headers  # `all` of nothing costs as much as the rest of this
+        return not headers or all(header.matches(fields) for header in headers)

@@ -49,7 +49,9 @@ class Pool(Generic[T]):
 
     def put(self, way: T) -> None:
         """Keep `way`, which is idle, for a while."""
-        ways = self._idle.setdefault(way.endpoint, {})
+        ways = self._idle.get(way.endpoint)
+        if ways is None:
+            ways = self._idle[way.endpoint] = {}
         ways[way] = self._loop.time()
         if len(ways) > self._most_idle:
             next(iter(ways)).close()

@@ -34,7 +34,10 @@ _clear = memoryview(bytearray(BUFFER_BYTES + 2 * RECORD_BYTES))
 
 
 class Owner(Protocol):
-    """Whom a pump tells what happens. Its methods may close the pump, and may raise OSError."""
+    """Whom a pump tells what happens, never within a call of the pump's, but for `start`.
+
+    Its methods may close the pump, and may raise OSError.
+    """
 
     def received(self, data: memoryview, *, ended: bool) -> None:
         """Take `data`, which is valid during the call; `ended`: close_notify came behind it."""
@@ -57,7 +60,6 @@ class Pump:
         "_owner",
         "_poller",
         "_read_sealed",
-        "_receiving",
         "_recv_into",
         "_send",
         "_sock",
@@ -65,6 +67,7 @@ class Pump:
         "_tls_read_into",
         "_tls_write",
         "_unsent",
+        "_unwritable",
         "_write_sealed",
     )
 
@@ -83,8 +86,8 @@ class Pump:
         self._outgoing = peer.outgoing
         self._read_sealed = peer.outgoing.read
         self._unsent = bytearray()
+        self._unwritable: OSError | None = None  # why nothing can be sent any more
         self._listening = True
-        self._receiving = False
         self._ended = False
 
     @property
@@ -92,18 +95,28 @@ class Pump:
         """Whether everything written has been taken."""
         return not self._unsent
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, also where that was not read yet."""
+        return sockets.hung_up(self._sock)
+
     def start(self, owner: Owner) -> None:
         """Tell `owner` from now on, first of what the handshake read too far."""
         self._owner = owner
         self._poller.add(self._sock.fileno(), READABLE, self._event)
         if self._incoming.pending:
             try:
-                self._receive(*self._open(0))
+                length, ended = self._open(0)
+                self._owner.received(_clear[:length], ended=ended)
             except OSError as error:
                 self._break(error)
 
     def write(self, data: memoryview | bytes) -> bool:
-        """Seal and send; return whether all is taken, else `drained` follows. Raises OSError."""
+        """Seal and send; return whether all is taken, else `drained` follows. Raises OSError.
+
+        Where the peer has broken the connection, what it said before is received yet, and `broken`
+        follows.
+        """
         if len(data) <= RECORD_BYTES:
             self._tls_write(data)
             return self._put(self._read_sealed())
@@ -159,7 +172,7 @@ class Pump:
 
     def _event(self, events: int) -> None:
         try:
-            if events & WRITABLE and self._unsent:
+            if events & WRITABLE and self._unsent and self._unwritable is None:
                 self._drain()
             if events & (READABLE | BROKEN) and self._listening:
                 self._read()
@@ -177,7 +190,8 @@ class Pump:
 
     def _take(self, count: int) -> None:
         if not count:
-            raise ConnectionResetError("the peer closed without close_notify")
+            # The error of a write was the reset, and used up what a read would have met.
+            raise self._unwritable or ConnectionResetError("the peer closed without close_notify")
         if count <= SEALED_RECORD_BYTES:
             self._write_sealed(_sealed[:count])
             length, ended = self._open(0)
@@ -186,14 +200,7 @@ class Pump:
         if self._outgoing.pending:
             self._answer()
         if length or ended:
-            self._receive(length, ended)
-
-    def _receive(self, length: int, ended: bool) -> None:
-        self._receiving = True
-        try:
             self._owner.received(_clear[:length], ended=ended)
-        finally:
-            self._receiving = False
 
     def _open_records(self, count: int) -> tuple[int, bool]:
         length, ended = 0, False  # a record at a time, as in `write`
@@ -265,17 +272,13 @@ class Pump:
     def _not_sent(self, error: OSError) -> int:
         if isinstance(error, BlockingIOError | InterruptedError):
             return 0
-        if isinstance(error, ConnectionError):
-            self._hear_out()
-        raise error
-
-    def _hear_out(self) -> None:
-        # What the peer said before it broke the connection may lie here unread.
-        try:
-            while self._listening and not self._receiving:
-                self._take(self._recv_into(_sealed))
-        except OSError:
-            pass  # with the error of the write the connection breaks anyway
+        if not isinstance(error, ConnectionError):
+            raise error
+        # What the peer said before it broke the connection may lie here unread: it comes with the
+        # next events, and then its end.
+        self._unwritable = error
+        self._watch()
+        return 0
 
     def _drain(self) -> None:
         try:
@@ -290,7 +293,9 @@ class Pump:
     def _watch(self) -> None:
         if self._sock.fileno() < 0:
             return
-        events = (READABLE if self._listening else 0) | (WRITABLE if self._unsent else 0)
+        events = READABLE if self._listening else 0
+        if self._unsent and self._unwritable is None:
+            events |= WRITABLE
         # A hang-up of both directions stands for ever: it is wanted once, not in a spin.
         self._poller.change(self._sock.fileno(), events or ONCE)
 
@@ -300,6 +305,8 @@ class Pump:
         if self._sock.fileno() < 0:
             return
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self._unwritable is not None:
+            raise self._unwritable
         if code:
             raise OSError(code, "the connection was reset")
 

@@ -23,6 +23,7 @@ import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 import meshrun.proxy.regex  # noqa: F401
 from meshrun.proxy import channel, leaf, sockets
 from meshrun.proxy.channel import Channel
+from meshrun.proxy.fanout import to_each
 from meshrun.proxy.http.link import end_lingering
 from meshrun.proxy.http.outbound import HttpOutbound
 from meshrun.proxy.identity import Identity
@@ -161,9 +162,8 @@ class Sidecar:
         )
 
     def _rotated(self) -> None:
-        self._inbound.rotate()
-        for outbound, _ in self._outbounds.values():
-            outbound.rotate()
+        outbounds = [outbound for outbound, _ in self._outbounds.values()]
+        to_each([self._inbound, *outbounds], lambda side: side.rotate())
         self._open_listeners()
 
     def _open_listeners(self) -> None:

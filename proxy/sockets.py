@@ -13,6 +13,7 @@ __all__ = [
     "connecting",
     "end",
     "guard",
+    "hung_up",
     "idle_s",
     "reset",
     "set_up",
@@ -35,6 +36,8 @@ LAST_DATA = struct.Struct("44x I 4x I")
 # tcpi_state, tcpi_bytes_received, tcpi_bytes_sent and tcpi_bytes_retrans of the same (Linux 4.19).
 # Not tcpi_bytes_acked: that lacks what was not acknowledged yet, and counts the SYN and the FIN.
 TRAFFIC = struct.Struct("=B 127x Q 64x Q Q")
+
+ESTABLISHED = 1  # TCP_ESTABLISHED
 
 # TCP_TIME_WAIT, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING: the other side's FIN has come.
 FIN_CAME = frozenset({6, 8, 9, 11})
@@ -85,6 +88,16 @@ def idle_s(sock: socket.socket) -> float:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_DATA.size)
     sent_ms, received_ms = LAST_DATA.unpack(info)
     return float(min(sent_ms, received_ms)) / 1000
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Return whether the other side's end or reset has come, read or not (tcp(7), TCP_INFO)."""
+    try:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except OSError:
+        return True
+    # Where a kernel does not say (gVisor), nothing is known of an end.
+    return bool(state) and state[0] not in (0, ESTABLISHED)
 
 
 def traffic(sock: socket.socket, *, ended: bool) -> tuple[int, int]:

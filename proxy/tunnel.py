@@ -43,6 +43,10 @@ FLOWING = (Hearing.CALLED, Hearing.OPENED)
 # A side that heard RESET answers at once; one that does not keeps the tunnel from its next stream.
 RESET_TIMEOUT_S = 10.0
 
+# Of frames that came at once, how many are obeyed before other connections have their turn: a read
+# has room for fifty thousand that carry a byte.
+BATCH = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -57,7 +61,10 @@ class _Tunnel:
 
     __slots__ = (
         "_decoder",
+        "_ended",
+        "_going_on",
         "_hearing",
+        "_held",
         "_idle",
         "_pump",
         "_rider",
@@ -69,6 +76,9 @@ class _Tunnel:
     def __init__(self, pump: Pump, hearing: Hearing) -> None:
         self._pump = pump
         self._decoder = Decoder()
+        self._going_on = False  # with frames that came, in the next turn of the loop
+        self._ended = False  # close_notify came behind them
+        self._held = False  # by the rider
         self._hearing = hearing
         self._speaking = False  # within a stream, and its end is still to be said
         self._rider: Rider | None = None
@@ -95,6 +105,11 @@ class _Tunnel:
             if rider is not None:
                 self._break(rider, reason)
 
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, also where that was not read yet."""
+        return self._pump.hung_up
+
     # The rider's carrier.
 
     def send(self, count: int, *, last: bool) -> bool:
@@ -103,16 +118,18 @@ class _Tunnel:
 
     def hold(self) -> None:
         """Leave to the kernel what the peer sends."""
+        self._held = True
         self._pump.listen(False)
 
     def resume(self) -> None:
         """Receive again."""
-        self._pump.listen(True)
+        self._held = False
+        self._pump.listen(not self._going_on)
 
     def finish(self) -> None:
         """The stream is over in both directions."""
         self._rider = None
-        self._pump.listen(True)
+        self.resume()
         self._settle()
 
     def abort(self) -> None:
@@ -127,7 +144,7 @@ class _Tunnel:
             self._speaking = False  # a stream without a rider is else one without an answer
             self.cut("")
             return
-        self._pump.listen(True)
+        self.resume()
         self._obey_or_break(self._say_reset)
 
     def fail(self, error: OSError) -> None:
@@ -137,14 +154,29 @@ class _Tunnel:
     # The pump's owner.
 
     def received(self, data: memoryview, *, ended: bool) -> None:
-        """Obey the frames in `data`."""
+        """Obey the frames in `data`, some of them in a later turn of the loop if they are many."""
+        if self._going_on:
+            self._decoder.keep(data)
+            self._ended = ended
+            return
         if self._rider is not None and self._hearing in FLOWING and not ended:
             payload = self._decoder.sole_payload(data)
             if payload is not None:
                 self._rider.deliver(payload)
                 return
+        self._ended = ended
+        self._obey_frames(data)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        if not self.closed:
+            self._obey_frames(b"")
+        if not (self._going_on or self._held):
+            self._pump.listen(True)
+
+    def _obey_frames(self, data: memoryview | bytes) -> None:
         try:
-            for frame, payload in self._decoder.feed(data):
+            for frame, payload in self._decoder.feed(data, BATCH):
                 self._hearing = after(self._hearing, frame)
                 if frame is Frame.DATA:
                     self._deliver(payload)
@@ -155,7 +187,11 @@ class _Tunnel:
         except FramingError as error:
             self.cut(str(error))
             return
-        if ended:
+        if self._decoder.more:
+            self._going_on = True
+            self._pump.listen(False)
+            asyncio.get_running_loop().call_soon(self._go_on)
+        elif self._ended:
             if self._in_stream() or self._speaking or not self._pump.empty:
                 self.cut("the other side closed the connection within a stream")
             else:
@@ -178,7 +214,7 @@ class _Tunnel:
         rider, self._rider = self._rider, None
         if rider is not None:
             rider.disown()
-            self._pump.listen(True)
+            self.resume()
 
     def _deliver(self, payload: memoryview) -> None:
         # Without a rider it belongs to a stream that was broken off here.
@@ -192,7 +228,7 @@ class _Tunnel:
             self._rider = None
             if rider is not None:
                 rider.broken("the other side reset the connection")
-            self._pump.listen(True)
+            self.resume()
             self._say_reset()
         elif rider is not None:
             rider.end()
@@ -466,10 +502,9 @@ class InboundTunnel(_Tunnel):
         self._speaking = False
         self._obey_or_break(lambda: self._say_refused(refusal, text))
 
-    def received(self, data: memoryview, *, ended: bool) -> None:
-        """Obey the frames in `data`."""
+    def _obey_frames(self, data: memoryview | bytes) -> None:
         self._may_open = True
-        super().received(data, ended=ended)
+        super()._obey_frames(data)
 
     def _say_accepted(self) -> None:
         # Before the app hears anything: what is not accepted is sent again to another instance.

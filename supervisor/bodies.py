@@ -9,6 +9,7 @@ from functools import partial
 
 from meshrun.supervisor.commands import Command
 from meshrun.supervisor.configuration.model import (
+    App,
     ExecCheck,
     HttpCheck,
     LogCheck,
@@ -40,18 +41,17 @@ DRAIN_S = 0.5
 OnLines = Callable[[str, Stream, list[bytes]], None]
 
 
-def app_policy(instance: Instance) -> Policy:
-    """Return what the configuration of an app says about the life of an instance of it."""
-    assert instance.app is not None
-    probes = [probe for probe in (instance.ready, instance.alive) if probe is not None]
+def app_policy(app: App) -> Policy:
+    """Return what the configuration of an app says about the life of each instance of it."""
+    probes = [probe for probe in (app.ready, app.alive) if probe is not None]
     return Policy(
-        restart=instance.app.restart,
-        stop_signal=instance.app.stop.signal,
-        stop_timeout_s=instance.app.stop.timeout_s,
-        has_ready=instance.ready is not None,
-        has_alive=instance.alive is not None,
+        restart=app.restart,
+        stop_signal=app.stop.signal,
+        stop_timeout_s=app.stop.timeout_s,
+        has_ready=app.ready is not None,
+        has_alive=app.alive is not None,
         notifies=any(isinstance(probe.check, NotifyCheck) for probe in probes),
-        ready_deadline_s=instance.ready.deadline_s if instance.ready else 60.0,
+        ready_deadline_s=app.ready.deadline_s if app.ready else 60.0,
     )
 
 

@@ -1,7 +1,7 @@
 """When an app may start: what `depends_on` asks for against where its dependencies are."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meshrun.supervisor.configuration.model import Condition, Dependency
@@ -12,6 +12,7 @@ __all__ = [
     "Statuses",
     "Verdict",
     "describe",
+    "expected_to_complete",
     "judge",
     "lives",
     "restarted",
@@ -153,6 +154,16 @@ def restarted(depends_on: Mapping[str, Dependency], begun: Lives, statuses: Stat
             if name in begun and now is not None and now != begun[name]:
                 return name
     return None
+
+
+def expected_to_complete(depends_on: Iterable[Mapping[str, Dependency]]) -> frozenset[str]:
+    """Return the services of which another one waits for the end: migrations, and the like."""
+    return frozenset(
+        service
+        for dependencies in depends_on
+        for service, dependency in dependencies.items()
+        if dependency.condition in ("completed", "succeeded")
+    )
 
 
 def stop_order(depends_on: Mapping[str, Mapping[str, Dependency]]) -> list[list[str]]:

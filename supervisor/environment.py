@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meshrun.supervisor.configuration.model import Protocol
+from meshrun.supervisor.sdnotify import VARIABLES as KEEPER
 
 __all__ = [
     "UpstreamAddress",
@@ -19,8 +20,6 @@ __all__ = [
 _OTHER = re.compile(r"[^A-Z0-9]")
 _RUN_ID = "MESHRUN_RUN_ID"
 _UNBUFFERED = "PYTHONUNBUFFERED"
-# Of whoever keeps meshrun itself: an app that spoke there would speak for meshrun (sd_notify(3)).
-_NOT_HANDED_ON = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def effective(
     are never handed on: a port is given only to an app that has one, and a mesh started inside
     another one is not part of it. Nor is the socket on which the caller speaks to its own keeper.
     """
-    handed_on = {name: value for name, value in caller.items() if name not in _NOT_HANDED_ON}
+    handed_on = {name: value for name, value in caller.items() if name not in KEEPER}
     values = {**handed_on, **env_file, **env, **injected}
     for name in ("PORT", _RUN_ID):
         if name not in injected:

@@ -19,6 +19,7 @@ _GRPC_STATUS = {
     408: 4,  # DEADLINE_EXCEEDED
     429: 8,  # RESOURCE_EXHAUSTED
     431: 8,
+    501: 12,
     502: 14,  # UNAVAILABLE
     503: 14,
     504: 4,
@@ -29,13 +30,11 @@ _UNKNOWN = 2
 _UNENCODED = "".join(chr(octet) for octet in range(0x20, 0x7F) if octet != 0x25)
 
 
-def answer(
-    status: int, text: str, *, grpc: bool = False, close: bool = False
-) -> tuple[Response, bytes]:
+def answer(status: int, text: str, *, grpc: bool = False) -> tuple[Response, bytes]:
     """Return the head and the body of an answer; `text` names no rule and no identity.
 
     With `grpc` it is trailers-only: HTTP 200 and all that there is to say in a head without a body
-    (gRPC over HTTP/2, "Responses"). `close` says that the connection is of no use any more.
+    (gRPC over HTTP/2, "Responses").
     """
     if grpc:
         fields = [
@@ -43,7 +42,7 @@ def answer(
             ("grpc-status", str(grpc_status(status))),
             ("grpc-message", quote(text, safe=_UNENCODED)),
         ]
-        return Response(status=200, fields=fields, keeps_alive=not close), b""
+        return Response(status=200, fields=fields), b""
     body = text.encode() + b"\n"
     head = Response(
         status=status,
@@ -51,7 +50,6 @@ def answer(
         framing=COUNTED,
         length=len(body),
         reason=_reason(status),
-        keeps_alive=not close,
     )
     return head, body
 

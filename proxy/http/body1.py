@@ -4,13 +4,12 @@ import re
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS, parse_fields, write_fields
-from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.heads import Fields, folded
 from meshrun.proxy.http.own_fields import OWN_FIELDS
 
 __all__ = [
     "LAST_CHUNK",
     "Chunked",
-    "Counted",
     "chunk",
     "last_chunk",
     "permitted_trailers",
@@ -21,7 +20,12 @@ EXTENSION_LIMIT_BYTES = 256
 EXTENSIONS_LIMIT_BYTES = 16 * 1024
 TRAILERS_LIMIT_BYTES = 8 * 1024
 
+# Of chunks that came at once, how many are taken apart before others have their turn: a read has
+# room for forty thousand of one byte.
+BATCH = 256
+
 LAST_CHUNK = b"0\r\n\r\n"
+_CRLF = memoryview(b"\r\n")
 
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
@@ -77,38 +81,18 @@ _NOT_IN_TRAILERS = (
         "x-forwarded-host",
         "x-forwarded-port",
         "x-forwarded-proto",
+        "x-http-method",
         "x-http-method-override",
+        "x-method-override",
         "x-real-ip",
     }
 )
+_FOLDED_NOT_IN_TRAILERS = frozenset(map(folded, _NOT_IN_TRAILERS))
 
 
 def permitted_trailers(fields: Fields) -> Fields:
-    """Return those that may stand behind a body (RFC 9110 6.5.1).
-
-    Where names may have underscores, some apps take one for a hyphen.
-    """
-    return [pair for pair in fields if pair[0].lower().replace("_", "-") not in _NOT_IN_TRAILERS]
-
-
-class Counted:
-    """A body of a length that was said."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-
-    @property
-    def over(self) -> bool:
-        """Whether all of it has come."""
-        return not self.left
-
-    def take(self, available: int) -> int:
-        """Return how many of the `available` bytes that came are the body's: the first ones."""
-        taken = min(available, self.left)
-        self.left -= taken
-        return taken
+    """Return those that may stand behind a body (RFC 9110 6.5.1), whatever their spelling."""
+    return [pair for pair in fields if folded(pair[0]) not in _FOLDED_NOT_IN_TRAILERS]
 
 
 class Chunked:
@@ -140,15 +124,18 @@ class Chunked:
         self._kept = b""  # a part of a line, or of the trailer section
         self._credit = EXTENSIONS_LIMIT_BYTES
 
-    def feed(self, data: bytes | memoryview) -> tuple[list[memoryview], int]:
-        """Return the pieces of body in `data`, as views of it, and how many bytes were taken.
+    def feed(self, data: bytes | memoryview) -> tuple[bytes | memoryview, int]:
+        """Return the body in `data` and how many bytes were taken.
 
-        Not all are taken only when the body is over: the rest is the next message's. Raises
-        HttpError (400, 502, or 431 for trailers); nothing may be fed after that.
+        The body is that of all chunks in one piece: whoever takes it is not called for each. Where
+        not all bytes are taken, the rest is the next message's if the body is `over`; else there
+        are more than `BATCH` chunks, and the rest is to be fed in another turn. Raises HttpError
+        (400, 502, or 431 for trailers); nothing may be fed after that.
         """
         view = memoryview(data)
         pieces: list[memoryview] = []
         at, end = 0, len(view)
+        chunks = 0
         while at < end and not self.over:
             if self._left:
                 piece = view[at : at + self._left]
@@ -159,12 +146,18 @@ class Chunked:
             elif self._at_data_end:
                 at = self._data_end(view, at)
             elif self._searched < 0:
+                if chunks == BATCH:
+                    break
+                chunks += 1
                 at = self._size(view, at)
             else:
                 at = self._trailer_section(view, at)
-        return pieces, at
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), at
 
     def _data_end(self, view: memoryview, at: int) -> int:
+        if not self._kept and view[at : at + 2] == _CRLF:
+            self._at_data_end = False
+            return at + 2
         line = self._kept + bytes(view[at : at + 2 - len(self._kept)])
         at += len(line) - len(self._kept)
         if line == b"\r\n":
@@ -194,7 +187,7 @@ class Chunked:
     def _begin(self, found: re.Match[bytes]) -> None:
         """Begin a chunk, or with the last one the trailer section."""
         extension = found.end(2) - found.start(2)
-        self._left = int(bytes(found[1]), 16)
+        self._left = int(found[1], 16)
         if extension:
             self._credit -= extension
             if extension > EXTENSION_LIMIT_BYTES or self._credit < 0:

@@ -40,13 +40,17 @@ class Http1Client(Writer):
     __slots__ = (
         "_chunked",
         "_counted",
+        "_eof",
         "_exchange",
+        "_going_on",
+        "_held",
         "_interims",
         "_method",
         "_on_closed",
         "_on_idle",
         "_pending",
         "_reading",
+        "_rest",
         "_reusable",
         "_searched",
         "_sent",
@@ -72,6 +76,10 @@ class Http1Client(Writer):
         self._searched = 0
         self._counted = 0
         self._chunked: Chunked | None = None
+        self._rest = b""  # of chunks, that wait for their turn
+        self._eof = False  # and nothing comes behind them
+        self._going_on = False  # with them, in the next turn of the loop
+        self._held = False  # by the exchange
         self._sent = True  # the request is complete
         self._reusable = True  # as far as the last response says
         self._upgradable = False
@@ -111,6 +119,11 @@ class Http1Client(Writer):
         self._shut()
         self._link.close(linger=False)
 
+    def retire(self) -> None:
+        """Take no more requests: close if none is under way."""
+        if self.idle:
+            self.close()
+
     def reset(self, reason: str) -> None:
         """Cut the connection, and with it the exchange under way."""
         if not self.closed:
@@ -133,8 +146,8 @@ class Http1Client(Writer):
                 self._link.close()
             else:
                 self._link.end()
-        else:
-            self._end_body(trailers)
+        elif self._chunking:
+            self._end_chunks(trailers)
 
     def abort(self, reason: str) -> None:
         """Nobody waits for the response any more: the connection is of no use."""
@@ -145,16 +158,21 @@ class Http1Client(Writer):
     def flush(self) -> None:
         """Send now what was given."""
         self._write_out()
-        if self._link.clogged and self._exchange is not None and not self._sent:
+        if self._exchange is not None and not self._sent and self._link.clogged:
             self._exchange.hold_request()
 
     def hold(self) -> None:
         """Deliver no more of the response."""
+        self._held = True
         self._link.listen(False)
 
     def resume(self) -> None:
         """Deliver again."""
-        self._link.listen(True)
+        self._held = False
+        if self._rest:
+            self._go_on_soon()
+        else:
+            self._link.listen(True)
 
     # The link's owner.
 
@@ -166,20 +184,24 @@ class Http1Client(Writer):
             # is longer than it said. What it is cannot be told from an answer to the next request.
             self._link.reset()
             self._shut()
-            return
-        try:
-            self._take(data, exchange)
-        except HttpError as error:
-            self._link.reset()
-            self._fail(f"what came is no response: {error}", broken=True)
-            return
-        exchange.flush_response()
+        elif self._rest:
+            self._rest += data
+        else:
+            try:
+                self._take(data, exchange)
+            except HttpError as error:
+                self._link.reset()
+                self._fail(f"what came is no response: {error}", broken=True)
+            else:
+                exchange.flush_response()
 
     def ended(self) -> None:
         """The other side will send nothing more."""
         exchange = self._exchange
         if exchange is None:
             self.close()
+        elif self._rest:
+            self._eof = True
         elif self._reading is ALL:
             self._response_over(exchange, [])
             exchange.flush_response()
@@ -198,6 +220,25 @@ class Http1Client(Writer):
 
     # One response.
 
+    def _go_on_soon(self) -> None:
+        # Tiny chunks must not have the loop for themselves; until they are taken no more come.
+        if not self._going_on:
+            self._going_on = True
+            self._link.listen(False)
+            self._link.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        if self._exchange is None or self._held:
+            return
+        rest, self._rest = self._rest, b""
+        self.received(memoryview(rest))
+        if self._rest or self.closed:
+            return
+        self._link.listen(not self._held)
+        if self._eof:
+            self.ended()
+
     def _take(self, data: memoryview, exchange: Exchange) -> None:
         rest: bytes | memoryview = data
         if self._reading is HEAD:
@@ -214,12 +255,16 @@ class Http1Client(Writer):
         elif reading is CHUNKS:
             chunked = self._chunked
             assert chunked is not None
-            pieces, taken = chunked.feed(rest)
-            for piece in pieces:
-                if self._exchange is exchange:
-                    exchange.response_data(piece)
-            if chunked.over and self._exchange is exchange:
+            body, taken = chunked.feed(rest)
+            if body:
+                exchange.response_data(body)
+            if self._exchange is not exchange:
+                return
+            if chunked.over:
                 self._response_over(exchange, chunked.trailers, excess=taken < len(rest))
+            elif taken < len(rest):
+                self._rest = bytes(rest[taken:])
+                self._go_on_soon()
         elif reading is ALL:
             exchange.response_data(rest)
 
@@ -236,7 +281,7 @@ class Http1Client(Writer):
             self._pending = b""
             response = head1.parse_response(data[:end] if end < len(data) else data, self._method)
             data = data[end:]
-            final = not response.interim
+            final = response.status >= 200 or response.status == 101
             if final:
                 self._expect(response)
             else:
@@ -278,8 +323,10 @@ class Http1Client(Writer):
         self._exchange = None
         # Bytes behind a response belong to none; a request that is not complete leaves the other
         # side waiting for the rest of it.
-        if self._reusable and self._sent and not excess:
-            self._link.listen(True)  # whoever held it waits no more
+        if self._reusable and self._sent and not excess and not self._eof:
+            if self._held:  # whoever held it waits no more
+                self._held = False
+                self._link.listen(True)
             self._on_idle(self)
         else:
             self._shut()
@@ -298,6 +345,6 @@ class Http1Client(Writer):
         if not self.closed:
             self.closed = True
             self._reading = NOTHING
-            self._pending = b""
+            self._pending = self._rest = b""
             self._out.clear()
             self._on_closed(self)

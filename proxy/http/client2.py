@@ -70,6 +70,11 @@ class Http2Client(Connection["_ClientStream"]):
             stream.ending = stream.sent = True
         return stream
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._streams and not self._over
+
     def retire(self) -> None:
         """Open no more streams: close once those under way are answered."""
         self._leaving = True

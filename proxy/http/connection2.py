@@ -25,7 +25,7 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from meshrun.proxy.errors import Http2Error, HttpError
-from meshrun.proxy.http import frames2
+from meshrun.proxy.http import frames2, hpack2
 from meshrun.proxy.http.fields2 import read_trailers
 from meshrun.proxy.http.frames2 import FRAME_LIMIT_BYTES, Frame, Frames
 from meshrun.proxy.http.head1 import HEAD_LIMIT_BYTES
@@ -46,17 +46,14 @@ CONNECTION_WINDOW_BYTES = 8 * 1024 * 1024
 # RFC 9113 6.9.2: that of a connection before anything is said.
 DEFAULT_WINDOW_BYTES = 65_535
 
-# A head over the limit is answered as one stream's matter; over this one nothing is decoded, since
-# a few bytes can stand for as many as one likes (CVE-2016-6581).
-DECODED_LIMIT_BYTES = 256 * 1024
-
 # Of frames that came at once, how many have their turn before other connections do.
 BATCH = 64
 
 # What is gathered before it is written: with as much the link is asked whether it takes more.
 BATCH_BYTES = 64 * 1024
 
-# Of answers that are asked for and not read: acknowledgements, resets and the like.
+# Of answers that are asked for and not read: acknowledgements, resets and the like. What is sent
+# unasked, as the heads of requests, is none of them.
 MOST_UNREAD_BYTES = 64 * 1024
 
 
@@ -82,7 +79,8 @@ class Connection(Generic[StreamT]):
             normalize_outbound_headers=False,
         )
         self._h2 = _Machine(config)
-        self._h2.decoder.max_header_list_size = DECODED_LIMIT_BYTES
+        self._h2.decoder = hpack2.Decoder()
+        self._h2.encoder = hpack2.Encoder()
         self._h2.local_settings = Settings(
             client=client,
             initial_values={
@@ -202,7 +200,9 @@ class Connection(Generic[StreamT]):
     def acknowledge(self, stream: Stream, size: int) -> None:
         """Let the peer send `size` bytes more."""
         if not self._over:
+            self._write_unasked()
             self._h2.acknowledge_received_data(size, stream.number)
+            self._write_answers()
 
     def completed(self, stream: Stream) -> None:
         """All that came on a stream has been delivered."""
@@ -312,12 +312,22 @@ class Connection(Generic[StreamT]):
         if stream.complete:
             self._forget(stream)
 
-    def _write(self) -> None:
+    def _write(self, *, asked: bool = False) -> None:
         data = self._h2.data_to_send()
         if data:
-            if self._link.clogged:
+            if asked and self._link.clogged:
                 self._unread_bytes += len(data)
             self._link.write(data)
+
+    # Around whatever makes an answer, so that only that is counted.
+
+    def _write_unasked(self) -> None:
+        if self._link.clogged:
+            self._write()
+
+    def _write_answers(self) -> None:
+        if self._link.clogged:
+            self._write(asked=True)
 
     def _say_goaway(self, last: int, code: int, why: str = "") -> None:
         # Not by h2, for which it would be the end of all streams.
@@ -326,10 +336,12 @@ class Connection(Generic[StreamT]):
         self._link.write(frame.serialize())
 
     def _reset_stream(self, number: int, code: ErrorCodes) -> None:
+        self._write_unasked()
         try:
             self._h2.reset_stream(number, code)
         except NoSuchStreamError:
             pass  # closed by both sides already
+        self._write_answers()
 
     # Receiving.
 
@@ -342,7 +354,10 @@ class Connection(Generic[StreamT]):
         elif frame.kind == frames2.GOAWAY:
             self._take_goaway(frame)
             return
-        for event in self._h2.receive_data(frame.whole):
+        self._write_unasked()
+        events = self._h2.receive_data(frame.whole)
+        self._write_answers()
+        for event in events:
             self._obey(event)
             if self._over:
                 return
@@ -368,9 +383,9 @@ class Connection(Generic[StreamT]):
             if stream is not None:
                 self._take_reset(stream, int(event.error_code or 0))
         elif isinstance(event, RemoteSettingsChanged):
-            self._take_window(0)
-            for stream in self._streams.values():
-                self._take_window(stream.number)
+            if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+                for number in self._streams:
+                    self._take_window(number)
             self._obey_other(event)
         else:
             self._obey_other(event)

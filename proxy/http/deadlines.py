@@ -23,9 +23,10 @@ class Deadlines(Generic[T]):
         """Give `timeout_s` to those that begin from now on, None for no end."""
         if timeout_s != self._timeout_s:
             self._timeout_s = timeout_s
-            # Those of before would stand in front with a later time: all get the new one.
+            # Those of before would stand in front with a later time: all get the new one. So does
+            # the timer, which would look too late where it is shorter.
             begun = list(self._due)
-            self._due.clear()
+            self.close()
             for one in begun:
                 self.begin(one)
 

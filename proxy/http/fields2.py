@@ -14,8 +14,17 @@ from hpack.struct import NeverIndexedHeaderTuple
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
-from meshrun.proxy.http.head1 import CONNECTION_FIELDS, FIELD_LIMIT, HEAD_LIMIT_BYTES
+from meshrun.proxy.http.head1 import (
+    CONNECTION_FIELDS,
+    HEAD_LIMIT_BYTES,
+    RAW_LIMIT_BYTES,
+    UNMEASURED_BYTES,
+    check_count,
+    check_method,
+    check_size,
+)
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -29,8 +38,6 @@ __all__ = [
     "write_response",
 ]
 
-Field = tuple[bytes, bytes]
-
 # RFC 9110 5.6.2 without capitals. An underscore is a hyphen to CGI and WSGI, so that a rule would
 # see another field than the app; the metadata of gRPC may have it.
 _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
@@ -40,10 +47,9 @@ _status = re.compile(rb"[1-9][0-9]{2}")
 _length = re.compile(r"[0-9]{1,18}")
 
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
-_REQUEST_SPECIAL = CONNECTION_FIELDS | {"cookie", "expect", "host"}
-
-# RFC 9113 6.5.2: what a field counts for beside its characters.
-_FIELD_OVERHEAD_BYTES = 32
+# What the name is read as of a field that tells who calls, which only the sidecar may.
+_FORGED = ""
+_REQUEST_SPECIAL = CONNECTION_FIELDS | {_FORGED, "cookie", "expect", "host"}
 
 # Never put into the table of the compression: what may be guessed by its length (RFC 7541 7.1.3),
 # and what is another one in each request, and would push out of it what is not.
@@ -77,9 +83,9 @@ class Secret(str):
 def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> Request:
     """Return the request whose head is `fields`; `ended` says that no body follows.
 
-    `underscores` lets names have them. Raises HttpError: 400, 405 (CONNECT), 417 or 431.
+    `underscores` lets names have them. Raises HttpError: 400, 405 (CONNECT), 417, 431 or 501.
     """
-    _check_size(fields, 431)
+    size = _check_size(fields, 431)
     pseudo: dict[bytes, str] = {}
     regular: Fields = []
     special: dict[str, str] = {}
@@ -95,8 +101,10 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
             regular.append((text, _text(field)))
         else:
             _take_special(text, field, special, regular)
-    _check_count(regular, 431)
+    check_count(regular, 431)
     request = _request_of(pseudo, special, regular)
+    if size > UNMEASURED_BYTES:
+        check_size(request, FIELD_OVERHEAD_BYTES, 431)
     length = special.get("content-length")
     if not ended:
         request.framing = STREAMED
@@ -105,12 +113,15 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
             request.length = _number(length, 400)
     elif length is not None and _number(length, 400):
         raise _unfit("there is no body, though Content-Length says so")
+    request.takes_trailers = "te" in special
     _take_expectation(special, request)
     return request
 
 
 def _take_special(name: str, field: Field, special: dict[str, str], regular: Fields) -> None:
     value = _text(field)
+    if name == _FORGED:
+        return
     if name == "cookie":
         # RFC 9113 8.2.3: it may come in pieces, of which HTTP/1 and apps know nothing.
         if name not in special:
@@ -122,7 +133,6 @@ def _take_special(name: str, field: Field, special: dict[str, str], regular: Fie
         if value.lower() != "trailers":
             raise _unfit("TE is not trailers")
         regular.append((name, "trailers"))
-        return
     elif name not in ("content-length", "expect", "host"):
         raise _unfit(f"{name} belongs to a connection of HTTP/1")
     elif name in special:
@@ -136,6 +146,7 @@ def _request_of(pseudo: dict[bytes, str], special: dict[str, str], fields: Field
         raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
     if not _method.fullmatch(method):
         raise _unfit("the method is missing, no token, or a small letter is in it")
+    check_method(method)
     if pseudo.get(b":scheme") not in ("http", "https"):
         raise _unfit("the scheme is missing, or neither http nor https")
     target = pseudo.get(b":path", "")
@@ -172,7 +183,7 @@ def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Respo
 
     `ended` says that no body follows. Raises HttpError (502).
     """
-    _check_size(fields, 502)
+    size = _check_size(fields, 502)
     status = fields[0][1] if fields and fields[0][0] == b":status" else b""
     if not _status.fullmatch(status) or status == b"101":
         raise HttpError(502, "cannot take the response: its status is missing or no status")
@@ -186,7 +197,9 @@ def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Respo
             length = _text(field, 502)
         else:
             raise HttpError(502, f"cannot take the response: it has {name}, or has it twice")
-    _check_count(response.fields, 502)
+    check_count(response.fields, 502)
+    if size > UNMEASURED_BYTES:
+        check_size(response, FIELD_OVERHEAD_BYTES, 502)
     if length is not None and not response.interim:
         response.length = _number(length, 502)
     if ended:
@@ -208,10 +221,12 @@ def read_trailers(fields: Sequence[Field], *, underscores: bool) -> Fields:
     trailers: Fields = []
     for field in fields:
         name = read(field[0])
+        if name == _FORGED:
+            continue
         if name in CONNECTION_FIELDS:
             raise _unfit(f"{name} is no field of trailers")
         trailers.append((name, _text(field)))
-    _check_count(trailers, 400)
+    check_count(trailers, 400)
     return permitted_trailers(trailers)
 
 
@@ -223,7 +238,8 @@ MOST_NAME_BYTES = 256
 def _name_of_request(name: bytes) -> str:
     if not _name.fullmatch(name):
         raise _unfit("the name of a field is no token of small letters")
-    return name.decode("ascii")
+    text = name.decode("ascii")
+    return _FORGED if own_fields.tells_who_calls(text) else text
 
 
 @lru_cache(maxsize=2048)
@@ -256,17 +272,14 @@ def _number(length: str, status: int) -> int:
     return int(length)
 
 
-def _check_size(fields: Sequence[Field], status: int) -> None:
+def _check_size(fields: Sequence[Field], status: int) -> int:
     if any(len(field[0]) > MOST_NAME_BYTES for field in fields):
         raise HttpError(status, f"cannot take a name of a field over {MOST_NAME_BYTES} bytes")
     size = sum([len(name) + len(value) for name, value in fields])
-    if size + _FIELD_OVERHEAD_BYTES * len(fields) > HEAD_LIMIT_BYTES:
+    size += FIELD_OVERHEAD_BYTES * len(fields)
+    if size > RAW_LIMIT_BYTES:
         raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
-
-
-def _check_count(fields: Fields, status: int) -> None:
-    if len(fields) > FIELD_LIMIT:
-        raise HttpError(status, f"cannot take more than {FIELD_LIMIT} fields of a head")
+    return size
 
 
 def _unfit(why: str) -> HttpError:

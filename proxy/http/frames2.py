@@ -65,6 +65,13 @@ IDLE_FRAMES_PER_HEAD = 10.0
 IDLE_FRAMES_PER_DATA_SENT = 10.0
 IDLE_FRAMES_PER_DATA_RECEIVED = 1.0
 
+# A frame of less data than that is no merit, but it may come as often as one likes: the messages of
+# gRPC are as small.
+SMALL_DATA_BYTES = 64
+
+# SETTINGS may change the window of each stream, and nobody has a reason to send it often.
+IDLE_FRAMES_PER_SETTINGS = 10.0
+
 HEADER_BYTES = 9
 _header = Struct(">HBBBL")
 _setting = Struct(">HL")
@@ -98,6 +105,9 @@ class Frame(NamedTuple):
 
 # So much of a frame that is no DATA counts as another one, where there are too many for one turn.
 BYTES_LIKE_A_FRAME = 64
+
+# And so many of them are like SETTINGS, for which each stream is looked at.
+SETTINGS_COST = 16
 
 
 class Frames:
@@ -161,13 +171,16 @@ class Frames:
                 break
             # A byte of a header block can stand for a whole field, which takes microseconds.
             cost += 1 if kind == DATA else 1 + length // BYTES_LIKE_A_FRAME
+            if kind == SETTINGS:
+                cost += SETTINGS_COST
             frame = Frame(kind, flags, stream & 0x7FFFFFFF, data[at:end])
             at = end
             self._check_order(frame, length)
             if kind == SETTINGS and not flags & ACK:
                 frame = frame._replace(whole=_known_settings(frame.whole))
             if self._moves_nothing(frame):
-                self._spend(now)
+                setting = kind == SETTINGS and not flags & ACK
+                self._spend(now, IDLE_FRAMES_PER_SETTINGS if setting else 1.0)
                 if kind == PRIORITY or kind > CONTINUATION:
                     continue
             yield frame
@@ -208,7 +221,7 @@ class Frames:
                 self._block_bytes = length
             self._idle.earn(IDLE_FRAMES_PER_HEAD)
         elif kind == DATA:
-            if frame.data_bytes > 0:
+            if frame.data_bytes >= SMALL_DATA_BYTES:
                 self._idle.earn(IDLE_FRAMES_PER_DATA_RECEIVED)
         elif kind in (CONTINUATION, PUSH_PROMISE):
             raise _unfit("CONTINUATION follows no header block, or PUSH_PROMISE was sent")
@@ -218,8 +231,8 @@ class Frames:
             return frame.data_bytes <= 0 and not frame.ends_stream
         return frame.kind not in (HEADERS, CONTINUATION)
 
-    def _spend(self, now: float) -> None:
-        if not self._idle.spend(now):
+    def _spend(self, now: float, amount: float) -> None:
+        if not self._idle.spend(now, amount):
             raise Http2Error(
                 ErrorCodes.ENHANCE_YOUR_CALM, "cannot take so many frames that move nothing"
             )

@@ -16,12 +16,23 @@ from http import HTTPStatus
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
 from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
+from meshrun.proxy.http.own_fields import (
+    REQUEST_ID_BYTES,
+    REQUEST_ID_FIELD,
+    request_id,
+    tells_who_calls,
+)
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
     "CONNECTION_FIELDS",
     "FIELD_LIMIT",
     "HEAD_LIMIT_BYTES",
+    "METHOD_LIMIT_BYTES",
+    "RAW_LIMIT_BYTES",
+    "check_count",
+    "check_method",
+    "check_size",
     "find_head",
     "forget_lines",
     "parse_fields",
@@ -32,9 +43,28 @@ __all__ = [
     "write_response",
 ]
 
-# Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses.
+# Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses. Only what
+# goes from end to end counts, and not the request's identifier: else the second sidecar would
+# refuse what the first took, for what that one has written into it.
 HEAD_LIMIT_BYTES = 60 * 1024
 FIELD_LIMIT = 100
+
+# Of a head as it comes.
+RAW_LIMIT_BYTES = HEAD_LIMIT_BYTES + 4 * 1024
+MOST_LINES = FIELD_LIMIT + 28
+# A head that is no longer is within the limit also where each octet of its path becomes three.
+UNMEASURED_BYTES = HEAD_LIMIT_BYTES // 3
+
+# RFC 9112 3: what is longer than any that is implemented gets a 501. The longest that is registered
+# has 17 octets; logs and events are spared what somebody makes up.
+METHOD_LIMIT_BYTES = 32
+
+# Of a service, as of a label of DNS.
+LONGEST_NAME = 63
+
+# Of a list in a field that is understood here, such as Connection, empty ones included: each is
+# compared with all that must not stand there, and an honest sender names three or four.
+MOST_MEMBERS = 32
 
 # So many lines of one head are looked up among those that are known, and so many are read by
 # themselves that are not: that costs more than to read them together. Few honest senders have more,
@@ -58,8 +88,25 @@ CONNECTION_FIELDS = frozenset(
 # What is an attribute of a request, or may have to go.
 _REQUEST_FIELDS = CONNECTION_FIELDS | {"expect", "host"}
 
-# What is not kept longer than the request it came with (RFC 7541 7.1.3).
-_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
+_TOO_MANY = f"cannot take more than {FIELD_LIMIT} fields"
+
+# What a special field is called that tells who calls, which only the sidecar may: it is dropped.
+_FORGED = "forged"
+
+# Whose lines are not kept longer than the message they came with: secrets (RFC 7541 7.1.3), and
+# what is another one in each request, so that to keep it would be in vain.
+_NOT_KEPT = frozenset(
+    {
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+        "set-cookie",
+        "traceparent",
+        "x-b3-spanid",
+        "x-b3-traceid",
+        REQUEST_ID_FIELD,
+    }
+)
 
 # Naming one of these in Connection would take from a message what others decide by.
 _INDISPENSABLE = frozenset(
@@ -87,6 +134,9 @@ _INDISPENSABLE = frozenset(
 _NO_OPTIONS: Set[str] = frozenset()
 # What Connection names of what is never in the fields.
 _OPTIONS = frozenset({"close", "http2-settings", "keep-alive", "te", "upgrade"})
+
+# A colon, a blank and the end of a line.
+_FIELD_OVERHEAD_BYTES = 4
 
 # After these the connection could carry requests that no rule is asked about.
 _PROTOCOLS_OF_REQUESTS = frozenset({"h2", "h2c", "http", "tls"})
@@ -120,11 +170,11 @@ def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = Fa
 
     `start` is how much was looked through before, less 3. Raises HttpError as soon as it is known
     that this will be no head: 502 for a response, else 400, or where it is longer than
-    HEAD_LIMIT_BYTES 431, and 414 where its first line alone is.
+    RAW_LIMIT_BYTES 431, and 414 where its first line alone is.
     """
     end = data.find(b"\r\n\r\n", start) + 4
     if end > 3:
-        if end <= HEAD_LIMIT_BYTES:
+        if end <= RAW_LIMIT_BYTES:
             return end
     elif data:
         # Empty lines before a request are for a server to skip (RFC 9112 2.2): this one does not.
@@ -132,17 +182,48 @@ def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = Fa
             raise _no_head(of_response, 400, "cannot take the head: it begins with no letter")
         if _bare_lf.search(data, start):
             raise _no_head(of_response, 400, "cannot take the head: a line ends without CR")
-    if end > 3 or len(data) >= HEAD_LIMIT_BYTES:
-        what, status = "a head", 431
-        if data.find(b"\r\n", 0, HEAD_LIMIT_BYTES) < 0:
-            what, status = "a first line", 414
-        message = f"cannot take {what} of more than {HEAD_LIMIT_BYTES} bytes"
-        raise _no_head(of_response, status, message)
+    if end > 3 or len(data) >= RAW_LIMIT_BYTES:
+        what, status = "head", 431
+        if data.find(b"\r\n", 0, RAW_LIMIT_BYTES) < 0:
+            what, status = "first line", 414
+        raise _no_head(of_response, status, _too_long(what))
     return -1
 
 
 def _no_head(of_response: bool, status: int, message: str) -> HttpError:
     return HttpError(502 if of_response else status, message)
+
+
+def _too_long(what: str) -> str:
+    return f"cannot take a {what} of more than {HEAD_LIMIT_BYTES} bytes"
+
+
+def check_method(method: str) -> None:
+    """Raise HttpError (501) for a method of more than METHOD_LIMIT_BYTES."""
+    if len(method) > METHOD_LIMIT_BYTES:
+        raise HttpError(501, f"cannot take a method of more than {METHOD_LIMIT_BYTES} bytes")
+
+
+def check_count(fields: Fields, status: int) -> None:
+    """Raise HttpError (`status`) for more than FIELD_LIMIT fields beside the identifier."""
+    count = len(fields)
+    if count > FIELD_LIMIT and count - (request_id(fields) is not None) > FIELD_LIMIT:
+        raise HttpError(status, _TOO_MANY)
+
+
+def check_size(head: Request | Response, overhead_bytes: int, status: int) -> None:
+    """Raise HttpError (`status`) for a head of more than HEAD_LIMIT_BYTES beside the identifier.
+
+    `overhead_bytes` is what each field counts for beside its characters.
+    """
+    size = sum([len(name) + len(value) + overhead_bytes for name, value in head.fields])
+    if isinstance(head, Request):
+        size += len(head.method) + len(head.path) + len(head.query)
+        size += max(len(head.authority), LONGEST_NAME)  # HTTP/1.0 may have left it to the sidecar
+    if request_id(head.fields) is not None:
+        size -= REQUEST_ID_BYTES + overhead_bytes
+    if size > HEAD_LIMIT_BYTES:
+        raise HttpError(status, _too_long("head"))
 
 
 def parse_request(head: bytes | bytearray) -> Request:
@@ -152,7 +233,7 @@ def parse_request(head: bytes | bytearray) -> Request:
     unless there is no body, or the sender cannot take the answer (HTTP/1.0).
     Raises HttpError: 400, 405 (CONNECT), 417, 431, 501 or 505.
     """
-    text = str(head, "latin-1")
+    text = head.decode("latin-1")
     lines = text.split("\r\n", MOST_LOOKED_UP)
     line = lines[0]
     method, named, path, query, minor = _request_lines.get(line) or _read_request_line(line)
@@ -163,28 +244,25 @@ def parse_request(head: bytes | bytearray) -> Request:
             raise HttpError(400, "cannot take the request: Host is not that of the target")
     elif minor:
         raise HttpError(400, "cannot take the request: it has no Host")
-    request = Request(
-        method=method,
-        path=path,
-        query=query,
-        authority=named if host is None else host.value,
-        fields=fields,
-        keeps_alive=bool(minor),
-        minor_version=minor,
-    )
+    # By position: keywords double what it costs.
+    request = Request(method, path, query, named if host is None else host.value, fields)
+    if not minor:
+        request.minor_version, request.keeps_alive = 0, False
     if special:
         _take_specials(request, special)
+    if len(text) > UNMEASURED_BYTES:
+        check_size(request, _FIELD_OVERHEAD_BYTES, 431)
     return request
 
 
 def _take_specials(request: Request, special: "dict[str, _Special]") -> None:
     """Finish a request that says something of its connection or its body."""
     minor = request.minor_version
-    request.framing, length = _framing(special, minor, 400)
-    if length is not None:
-        request.length = length
-        if not length:
-            request.framing = NO_BODY
+    framing, length = _framing(special, minor, 400)
+    if length:
+        request.framing, request.length = framing, length
+    elif length is None:
+        request.framing = framing
     options = _options(special, request.fields, 400)
     request.keeps_alive = "close" not in options and (minor == 1 or "keep-alive" in options)
     if not minor:
@@ -192,7 +270,8 @@ def _take_specials(request: Request, special: "dict[str, _Special]") -> None:
     # Behind a body there is none: parsers differ about whose those bytes would be.
     if "upgrade" in special and request.framing is NO_BODY:
         request.upgrade = _upgrade(special["upgrade"].value, options, 400)
-    if "te" in special and _takes_trailers(special["te"].value):
+    if "te" in special and "trailers" in _members("TE", special["te"].value.lower(), 400):
+        request.takes_trailers = True
         request.fields.append(("TE", "trailers"))
     if "expect" in special:
         if special["expect"].value.lower() != "100-continue":
@@ -208,20 +287,16 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
     Raises HttpError (502). A response to HEAD, 1xx, 204 and 304 have no body, whatever they say
     (RFC 9112 6.3); 1xx and 204 that say they had one are refused (RFC 9110 8.6).
     """
-    text = str(head, "latin-1")
+    text = head.decode("latin-1")
     lines = text.split("\r\n", MOST_LOOKED_UP)
     line = lines[0]
     minor, status, reason = _status_lines.get(line) or _read_status_line(line)
     fields, special = _responses.parse(text, lines)
     framing, length = _framing(special, minor, 502)
     options = _options(special, fields, 502)
-    response = Response(
-        status=status,
-        fields=fields,
-        length=length,
-        reason=reason,
-        keeps_alive="close" not in options and (minor == 1 or "keep-alive" in options),
-    )
+    response = Response(status, fields, NO_BODY, length, reason)  # see `parse_request`
+    if "close" in options or (not minor and "keep-alive" not in options):
+        response.keeps_alive = False
     if status in (101, 426) and "upgrade" in special:
         response.upgrade = _upgrade(special["upgrade"].value, options, 502)
     if status == 101 and not response.upgrade:
@@ -238,6 +313,8 @@ def parse_response(head: bytes | bytearray, method: str) -> Response:
             response.keeps_alive = False
         elif length != 0:
             response.framing = framing
+    if len(text) > UNMEASURED_BYTES:
+        check_size(response, _FIELD_OVERHEAD_BYTES, 502)
     return response
 
 
@@ -258,6 +335,7 @@ def _read_request_line(line: str) -> tuple[str, str, str, str, int]:
     if not found:
         raise _no_request_line(line)
     method, target, minor = found.groups()
+    check_method(method)
     if method == "CONNECT":
         raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
     named, path, query = split_target(target)
@@ -321,7 +399,7 @@ def _read_length(value: str, status: int) -> int:
 
 
 def _read_options(value: str, status: int) -> Set[str]:
-    options = {option for member in value.lower().split(",") if (option := member.strip(" \t"))}
+    options = frozenset(_members("Connection", value.lower(), status))
     for option in options:
         if not _token.fullmatch(option):
             raise HttpError(status, "cannot take the head: Connection is no list of tokens")
@@ -330,16 +408,26 @@ def _read_options(value: str, status: int) -> Set[str]:
     return options
 
 
+def _members(name: str, value: str, status: int) -> list[str]:
+    """Return what a list names (RFC 9110 5.6.1)."""
+    members = value.split(",", MOST_MEMBERS)
+    if len(members) > MOST_MEMBERS:
+        raise HttpError(status, f"cannot take the head: {name} has over {MOST_MEMBERS} members")
+    return [member for each in members if (member := each.strip(" \t"))]
+
+
 class _FieldLines:
     """The field lines of requests, or those of responses: a pair each, or what is special."""
 
-    __slots__ = ("_known", "_line", "_lines", "_special", "_status")
+    __slots__ = ("_known", "_line", "_lines", "_of_requests", "_special", "_status", "_too_many")
 
-    def __init__(self, name: str, special: Set[str], status: int) -> None:
+    def __init__(self, name: str, special: Set[str], *, of_requests: bool) -> None:
         self._line = re.compile(rf"([{name}]++):[ \t]*+({_VALUE})")
         self._lines = re.compile(rf"^([{name}]++):[ \t]*+({_VALUE})\r\n", re.MULTILINE)
         self._special = special
-        self._status = status  # of a refusal
+        self._of_requests = of_requests
+        self._status = 400 if of_requests else 502  # of a refusal
+        self._too_many = 431 if of_requests else 502
         self._known: KnownLines[tuple[str, str] | _Special] = KnownLines()
 
     def parse(self, text: str, lines: list[str]) -> tuple[Fields, dict[str, _Special]]:
@@ -347,22 +435,20 @@ class _FieldLines:
 
         `lines` are those of `text` from the first one on, as far as they are looked up.
         """
-        fields: Fields = []
-        special: dict[str, _Special] = {}
         if len(lines) > MOST_LOOKED_UP or len(text) > MOST_LOOKED_UP * LINE_LIMIT:
-            self._parse_rest(text, lines[:1], fields, special)
-            return fields, special
+            return self._parse_all(text, lines[0])
         if len(lines) < 3 or lines[-1] or lines[-2]:
             raise HttpError(self._status, _NO_END)
+        fields: Fields = []
+        special: dict[str, _Special] = {}
         get = self._known.get
         unknown = 0
-        for at, line in enumerate(lines[1:-2], 1):
+        for line in lines[1:-2]:
             field = get(line)
             if field is None:
                 unknown += 1
                 if unknown > MOST_READ_SINGLY:
-                    self._parse_rest(text, lines[:at], fields, special)
-                    break
+                    return self._parse_all(text, lines[0])
                 field = self._read_line(line)
             if isinstance(field, tuple):
                 fields.append(field)
@@ -372,18 +458,19 @@ class _FieldLines:
                 special[field.name] = self._joined(special[field.name], field)
         return fields, special
 
-    def _parse_rest(
-        self, text: str, before: list[str], fields: Fields, special: dict[str, _Special]
-    ) -> None:
-        """Add what stands behind the lines `before`, without looking up or keeping any."""
-        start = sum(map(len, before)) + 2 * len(before)
-        for pair in self.read(text, start):
-            name = pair[0].lower()
-            if name not in self._special:
+    def _parse_all(self, text: str, first: str) -> tuple[Fields, dict[str, _Special]]:
+        """Return what stands behind the `first` line, without looking up or keeping any."""
+        fields: Fields = []
+        special: dict[str, _Special] = {}
+        for pair in self._read(text, len(first) + 2, MOST_LINES):
+            name = self._special_name(pair[0].lower())
+            if name is None:
                 fields.append(pair)
                 continue
             field = _special(name, pair[1], self._status)
             special[name] = self._joined(special[name], field) if name in special else field
+        check_count(fields, self._too_many)
+        return fields, special
 
     def _read_line(self, line: str) -> tuple[str, str] | _Special:
         found = self._line.fullmatch(line)
@@ -393,18 +480,26 @@ class _FieldLines:
         if line[-1] in " \t":
             value = self._stripped(name, value)
         lower = name.lower()
-        if lower in _SECRETS:
+        if lower in _NOT_KEPT:
             return name, value
-        field = _special(lower, value, self._status) if lower in self._special else (name, value)
+        special = self._special_name(lower)
+        field = (name, value) if special is None else _special(special, value, self._status)
         self._known.came(line, field)
         return field
 
+    def _special_name(self, name: str) -> str | None:
+        if name in self._special:
+            return name
+        return _FORGED if self._of_requests and tells_who_calls(name) else None
+
     def read(self, text: str, start: int) -> Fields:
         """Return all field lines from `start` on, to the empty line that must end `text`."""
+        return self._read(text, start, FIELD_LIMIT)
+
+    def _read(self, text: str, start: int, most: int) -> Fields:
         count = text.count("\n", start) - 1
-        if count > FIELD_LIMIT:
-            status = 431 if self._status == 400 else self._status
-            raise HttpError(status, f"cannot take more than {FIELD_LIMIT} fields")
+        if count > most:
+            raise HttpError(self._too_many, _TOO_MANY)
         fields = self._lines.findall(text, start)
         # Each match is a whole line: where there are as many as lines but the empty one, all are.
         if len(fields) != count or not text.endswith("\r\n\r\n"):
@@ -439,8 +534,8 @@ class _FieldLines:
         return HttpError(self._status, _NO_END)
 
 
-_requests = _FieldLines(_TCHAR_BUT_UNDERSCORE, _REQUEST_FIELDS, 400)
-_responses = _FieldLines(_TCHAR, CONNECTION_FIELDS, 502)
+_requests = _FieldLines(_TCHAR_BUT_UNDERSCORE, _REQUEST_FIELDS, of_requests=True)
+_responses = _FieldLines(_TCHAR, CONNECTION_FIELDS, of_requests=False)
 
 
 def forget_lines() -> None:
@@ -469,8 +564,8 @@ def _framing(special: dict[str, _Special], minor: int, status: int) -> tuple[Fra
 
 
 def _no_coding(coding: str, status: int) -> HttpError:
-    codings = [member.strip(" \t").lower() for member in coding.split(",")]
-    if status == 400 and codings[-1] == "chunked" and codings.count("chunked") == 1:
+    codings = _members("Transfer-Encoding", coding.lower(), status)
+    if status == 400 and codings.count("chunked") == 1 < len(codings) and codings[-1] == "chunked":
         return HttpError(501, "cannot take the request: its transfer coding is not only chunked")
     return HttpError(status, "cannot take the head: Transfer-Encoding is not chunked")
 
@@ -493,19 +588,13 @@ def _upgrade(said: str, options: Set[str], status: int) -> str:
     if "upgrade" not in options:
         return ""
     protocols = []
-    for member in said.split(","):
-        if not (protocol := member.strip(" \t")):
-            continue
+    for protocol in _members("Upgrade", said, status):
         found = _protocol.fullmatch(protocol)
         if not found:
             raise HttpError(status, "cannot take the head: Upgrade is no list of protocols")
         if found[1].lower() not in _PROTOCOLS_OF_REQUESTS:
             protocols.append(protocol)
     return ", ".join(protocols)
-
-
-def _takes_trailers(te: str) -> bool:
-    return any(member.strip(" \t").lower() == "trailers" for member in te.split(","))
 
 
 # What is wrong, for whoever reads the answer: found only when it is known that something is.
@@ -564,15 +653,14 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         lines.append("Transfer-Encoding: chunked")
     elif request.method in _METHODS_WITH_BODY:
         lines.append("Content-Length: 0")
-    takes_trailers = _TE_TRAILERS in request.fields or _TE_TRAILERS_OF_HTTP2 in request.fields
     if request.upgrade:
-        lines.append("Connection: TE, Upgrade" if takes_trailers else "Connection: Upgrade")
+        lines.append("Connection: TE, Upgrade" if request.takes_trailers else "Connection: Upgrade")
         lines.append(f"Upgrade: {request.upgrade}")
-    elif takes_trailers:
+    elif request.takes_trailers:
         lines.append("Connection: TE")
     # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3); a line
     # that is known has.
-    if start not in _request_lines and not _request_line.fullmatch(start):
+    if _request_lines.get(start) is None and not _request_line.fullmatch(start):
         raise HttpError(400, "cannot write the request: its method or target is none of HTTP/1.1")
     return _head(lines, 400)
 
@@ -607,8 +695,6 @@ def write_fields(fields: Fields) -> bytes:
 
 _END = ("", "")
 _field_line = ": ".join
-_TE_TRAILERS = ("TE", "trailers")
-_TE_TRAILERS_OF_HTTP2 = ("te", "trailers")
 
 
 def _head(lines: list[str], status: int) -> bytes:

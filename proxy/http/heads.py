@@ -6,10 +6,11 @@ here (`authority`, `length`, `upgrade`). Text is Latin-1, a character for a byte
 """
 
 from enum import Enum, auto
+from functools import lru_cache
 
 import msgspec
 
-__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response"]
+__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response", "folded"]
 
 Fields = list[tuple[str, str]]
 
@@ -31,7 +32,8 @@ class Request(msgspec.Struct, eq=False):
     """The head of a request; `path` is normalised, `query` is empty or begins with `?`.
 
     `authority` is the host as it was sent, `upgrade` what HTTP/1.1's Upgrade asked for.
-    `keeps_alive` says whether the sender wants to use the connection again.
+    `takes_trailers` repeats what TE in the fields says. `keeps_alive` says whether the sender wants
+    to use the connection again.
     """
 
     method: str
@@ -43,6 +45,7 @@ class Request(msgspec.Struct, eq=False):
     length: int = 0
     upgrade: str = ""
     expects_continue: bool = False
+    takes_trailers: bool = False
     keeps_alive: bool = True
     minor_version: int = 1  # of HTTP/1; HTTP/2 can do all that 1.1 can
 
@@ -67,3 +70,26 @@ class Response(msgspec.Struct, eq=False):
     def interim(self) -> bool:
         """Whether another response to the same request follows; 101 is final."""
         return self.status < 200 and self.status != 101
+
+
+_SMALL = bytes(range(256)).lower()
+_SEPARATORS = bytes(octet for octet in range(128) if not chr(octet).isalnum())
+
+# What is remembered of names, which a peer chooses, is bounded by this.
+_LONGEST_REMEMBERED = 64
+
+
+def folded(name: str) -> bytes:
+    """Return the letters and digits of a field's name, in small letters.
+
+    To CGI and WSGI a hyphen is an underscore, to PHP a dot is one as well, and Apache has made one
+    of whatever is no letter: names that differ in nothing else are one field to some app.
+    """
+    return _remembered(name) if len(name) <= _LONGEST_REMEMBERED else _folded(name)
+
+
+def _folded(name: str) -> bytes:
+    return name.encode("latin-1").translate(_SMALL, _SEPARATORS)
+
+
+_remembered = lru_cache(maxsize=512)(_folded)

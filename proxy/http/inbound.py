@@ -16,13 +16,12 @@ from meshrun.proxy.gate import Call, Gate
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
-from meshrun.proxy.http.exchange import Downstream, Failure, Server
+from meshrun.proxy.http.exchange import Downstream, Failure
 from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
-from meshrun.proxy.http.relay import Relay, record, record_of_none
+from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import may_retry
-from meshrun.proxy.http.server1 import Http1Server
-from meshrun.proxy.http.server2 import Http2Server
+from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import ConnectionFailed, Denied, Protocol
@@ -31,8 +30,9 @@ from meshrun.proxy.reports import Report
 
 __all__ = ["HttpInbound"]
 
-# Envoy's idle_timeout of connections.
-CONNECTION_IDLE_S = 3600.0
+# How long a connection to the app is kept for the next request of a caller. One costs the app a
+# place, often a thread, and the next request little: a connection over the loopback.
+APP_IDLE_S = 60.0
 
 DENIED = "this call is not allowed here"
 EXPIRED = "the caller's certificate has expired"
@@ -54,9 +54,10 @@ class HttpInbound:
         self.gate = gate
         self.ledger = ledger
         self.report = report
-        self._connections: set[_Connection] = set()
-        self._idle = IdleWatch(lambda: list(self._connections), self.failed)
-        self._idle.set(CONNECTION_IDLE_S)
+        self.sessions = Sessions(self.failed)
+        self.to_app: set[Http1Client | Http2Client] = set()
+        self._idle = IdleWatch(lambda: [_Spare(client) for client in self.to_app], lambda _: None)
+        self._idle.set(APP_IDLE_S)
 
     @property
     def protocol(self) -> Protocol:
@@ -65,42 +66,51 @@ class HttpInbound:
 
     def serve(self, link: Link, caller: Caller, call: Call) -> None:
         """Take over the connection of a peer, which counts as `call`; call `link`'s start."""
-        connection = _Connection(self, caller, call)
-        if self.protocol == "http":
-            server: Http1Server | Http2Server = Http1Server(link, connection)
-        else:
-            server = Http2Server(link, connection, grpc=self.protocol == "grpc")
-        connection.server = server
-        call.cut = connection.reset
-        self._connections.add(connection)
-        self._idle.connected()
-        server.start()
+        session = _Session(self, caller, call)
+        call.cut = session.reset
+        session.serve(link, self.protocol)
 
     def rotate(self) -> None:
         """Take no more requests over connections under an old leaf; those under way go on."""
-        for connection in list(self._connections):
-            connection.retire()
+        self.sessions.retire()
 
     def close(self) -> None:
         """Watch nothing any more; the gate cuts the connections."""
+        self.sessions.close()
         self._idle.close()
 
-    def forget(self, connection: "_Connection") -> None:
-        """A connection is over."""
-        self._connections.discard(connection)
+    def connected(self, client: Http1Client | Http2Client) -> None:
+        """There is another connection to the app, whose end takes it out of `to_app`."""
+        self.to_app.add(client)
+        self._idle.connected()
 
     def failed(self, reason: str) -> None:
         """Report that the app could not be reached, or broke off."""
         self.report(ConnectionFailed(upstream=None, reason=reason))
 
 
-class _Connection:
-    """The handler of one connection of a peer, and its connections to the app."""
+class _Spare:
+    """A connection to the app as its idle watch sees it: one that carries a request moves."""
+
+    def __init__(self, client: Http1Client | Http2Client) -> None:
+        self._client = client
+
+    def idle_s(self) -> float:
+        """Return for how long it was kept for the next request."""
+        return self._client.idle_s() if self._client.idle else 0.0
+
+    def reset(self, reason: str) -> None:
+        """Close it in order: the next request finds it gone, and makes another."""
+        self._client.retire()
+
+
+class _Session(Session):
+    """One connection of a peer, and its connections to the app."""
 
     def __init__(self, inbound: HttpInbound, caller: Caller, call: Call) -> None:
+        super().__init__(inbound.sessions)
         self.inbound = inbound
         self.caller = caller
-        self.server: Server | None = None
         self._call = call
         self.identity: Fields = own_fields.identity_of(
             caller.identity, caller.fingerprint, told_by=inbound.gate.snapshot.identity
@@ -112,20 +122,6 @@ class _Connection:
         self._clients2: set[Http2Client] = set()
         self._dialling: asyncio.Task[None] | None = None
         self._waiting: list[_Exchange] = []
-
-    def retire(self) -> None:
-        """Take no more requests."""
-        if self.server is not None:
-            self.server.retire()
-
-    def reset(self, reason: str) -> None:
-        """Cut the connection."""
-        if self.server is not None:
-            self.server.reset(reason)
-
-    def idle_s(self) -> float:
-        """Return how long nothing moved."""
-        return 0.0 if self.server is None else self.server.idle_s()
 
     # The server's handler.
 
@@ -141,25 +137,20 @@ class _Connection:
         self.inbound.report(Denied(kind="request", source=caller.service, reason=reason))
         if begun:
             return
-        ledger, service = self.inbound.ledger, self.inbound.gate.snapshot.service
-        ledger.exchanged(caller.service, service, status, 0.0, 0, 0)
-        if ledger.recording:
-            ledger.record(
-                record_of_none(
-                    status,
-                    reason,
-                    source=caller.service,
-                    identity=caller.identity,
-                    destination=service,
-                    multiplexed=self.multiplexed,
-                )
-            )
+        count_refused(
+            self.inbound.ledger,
+            status,
+            reason,
+            source=caller.service,
+            identity=caller.identity,
+            destination=self.inbound.gate.snapshot.service,
+            multiplexed=self.multiplexed,
+        )
 
     def closed(self) -> None:
         """The connection is over, and those to the app with it."""
-        self.server = None
+        super().closed()
         self.inbound.gate.leave(self._call)
-        self.inbound.forget(self)
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
@@ -214,7 +205,7 @@ class _Connection:
         except OSError as error:
             self._unreachable(error, [exchange])
             return
-        if self.server is None or exchange.gone:
+        if self.over or exchange.gone:
             sockets.reset(sock)
         else:
             exchange.send_over(self._adopt(sock))
@@ -235,7 +226,7 @@ class _Connection:
             if not exchange.gone:
                 self.forward(exchange)
                 exchange.flush_request()
-        if isinstance(client, Http2Client) and not client.in_flight:
+        if client.idle:
             client.retire()  # nobody waits any more
 
     def _unreachable(self, error: OSError, waiting: "list[_Exchange]") -> None:
@@ -250,21 +241,25 @@ class _Connection:
         if self.multiplexed:
             client2 = Http2Client(link, self._changed)
             self._clients2.add(client2)
+            self.inbound.connected(client2)
             client2.start()
             return client2
         client1 = Http1Client(link, self._idle.append, self._lost)
         self._clients1.add(client1)
+        self.inbound.connected(client1)
         client1.start()
         return client1
 
     def _lost(self, client: Http1Client) -> None:
         self._clients1.discard(client)
+        self.inbound.to_app.discard(client)
         if client in self._idle:
             self._idle.remove(client)
 
     def _changed(self, client: Http2Client) -> None:
         if client.closed:
             self._clients2.discard(client)
+            self.inbound.to_app.discard(client)
 
 
 class _Exchange(Relay):
@@ -274,53 +269,54 @@ class _Exchange(Relay):
 
     __slots__ = (
         "_again",
-        "_began",
-        "_call",
         "_client",
-        "_connection",
         "_denied",
         "_dialling",
+        "_dry_run",
         "_failure",
+        "_session",
+        "caller",
     )
 
-    def __init__(self, connection: _Connection, request: Request, downstream: Downstream) -> None:
-        super().__init__(request, downstream, grpc=connection.grpc)
-        self._connection = connection
-        self._began = time.monotonic()
-        self._call: Call | None = None
+    def __init__(self, session: _Session, request: Request, downstream: Downstream) -> None:
+        super().__init__(request, downstream, grpc=session.grpc)
+        self._session = session
+        self.caller = session.caller
         self._client: Http1Client | Http2Client | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._again = False
         self._denied = False
+        self._dry_run = False
         self._failure = ""
 
     @property
     def gone(self) -> bool:
         """Whether nobody waits for an answer any more."""
-        return self._answered
+        return not self.response_open
 
     def begin(self) -> None:
         """Judge the request, and send it on or answer it."""
-        connection = self._connection
-        caller, inbound = connection.caller, connection.inbound
+        session, caller = self._session, self.caller
+        inbound = session.inbound
         if time.time() >= caller.not_after:
             inbound.report(Denied(kind="peer", source=caller.service, reason=EXPIRED))
             self._deny()
-            connection.retire()
+            session.retire()
             return
         request = self.request
-        request.fields = own_fields.for_app(request.fields, inbound.request_ids)
-        self._call = inbound.gate.judge(caller, request, self._forbidden)
-        if self._call is None:
-            self._deny()
+        own_fields.add_request_id(request.fields, inbound.request_ids)
+        decision = inbound.gate.judge(self)
+        if decision.allowed:
+            self._dry_run = decision.dry_run
+            session.forward(self)
         else:
-            connection.forward(self)
+            self._deny()
 
     def send_over(self, client: Http1Client | Http2Client) -> None:
         """Send the request over `client`."""
         self._client = client
         self._dialling = None
-        self.connect(client.request(self.request, self, self._connection.identity))
+        self.connect(client.request(self.request, self, self._session.identity))
 
     def wait(self, dialling: Coroutine[object, object, None]) -> None:
         """Wait for the app to listen."""
@@ -331,6 +327,13 @@ class _Exchange(Relay):
         self._dialling = None
         self._failure = reason
         self.answer(503, "the app does not answer", Failure.UNSENT)
+
+    def permitted(self, trailers: Fields) -> Fields:
+        """Return those that no rule would have looked at in the head.
+
+        uvicorn with httptools shows trailers as headers, aiohttp those of the next request.
+        """
+        return self._session.inbound.gate.undecided(self.caller, trailers)
 
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
@@ -345,16 +348,16 @@ class _Exchange(Relay):
         if (
             stale
             and not self._again
-            and not self._answered
+            and self.response_open
             and may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
         ):
             self._again = True
             self._upstream = None
-            self._connection.forward(self, fresh=True)
+            self._session.forward(self, fresh=True)
             self.flush_request()
             return
         self._failure = reason
-        self._connection.inbound.failed(reason)
+        self._session.inbound.failed(reason)
         super().response_failed(failure, reason)
 
     def over(self, reason: str) -> None:
@@ -362,12 +365,12 @@ class _Exchange(Relay):
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
-        connection = self._connection
-        caller, inbound = connection.caller, connection.inbound
-        if self._call is not None:
-            inbound.gate.leave(self._call)
-        duration_s = time.monotonic() - self._began
-        service = inbound.gate.snapshot.service
+        session, caller = self._session, self.caller
+        inbound = session.inbound
+        gate = inbound.gate
+        gate.done(self)
+        duration_s = time.monotonic() - self.began
+        service = gate.snapshot.service
         ledger = inbound.ledger
         ledger.exchanged(
             caller.service,
@@ -385,17 +388,23 @@ class _Exchange(Relay):
                     identity=caller.identity,
                     destination=service,
                     duration_s=duration_s,
-                    multiplexed=connection.multiplexed,
+                    multiplexed=session.multiplexed,
                     denied=self._denied,
-                    dry_run=self._call is not None and self._call.dry_run,
+                    dry_run=self._dry_run,
                     failure=self._failure or reason,
                 )
             )
 
+    def reset(self, reason: str) -> None:
+        """Give up a request on which nothing moves."""
+        self._failure = reason
+        self.answer(504, "nothing moved for too long")
+
+    def forbid(self, reason: str) -> None:
+        """Break off what an intention denies now."""
+        self._denied = True
+        self.cut(reason)
+
     def _deny(self) -> None:
         self._denied = True
         self.answer(403, DENIED)
-
-    def _forbidden(self, reason: str) -> None:
-        self._denied = True
-        self.cut(reason)

@@ -440,9 +440,9 @@ class StreamLink:
 
     def close(self, *, linger: bool = True) -> None:
         """Close in order once all written has been taken."""
+        self._owner = _NOBODY  # also of what a write met, and is still to be told
         if self._carrier is _GONE or self._timer is not None:
             return
-        self._owner = _NOBODY
         self.listen(True)
         self.end()
         if self._carrier is not _GONE:
@@ -494,8 +494,7 @@ class StreamLink:
         self._said_end = last
         self._put(len(data), last=last)
         if self._taken:
-            self._taken = False
-            self.drained()
+            self._go_on()
 
     def deliver(self, data: memoryview) -> None:
         """Hand on what the peer sent."""
@@ -510,17 +509,11 @@ class StreamLink:
         self._settle()
 
     def drained(self) -> None:
-        """The carrier takes more again."""
-        if self._taken or self._carrier is _GONE:
-            return
-        self._taken = True
+        """The carrier takes more again, and the stream has been accepted."""
         self._piece_bytes = PIECE_BYTES
-        self._moved = monotonic()
-        if self._backlog or self._ending:
-            self._send_backlog()
-            self._settle()
-        if self._taken:
-            self._owner.drained()
+        if not self._taken and self._carrier is not _GONE:
+            self._taken = True
+            self._go_on()
 
     def broken(self, reason: str) -> None:
         """The carrier is gone."""
@@ -538,6 +531,7 @@ class StreamLink:
     def detach(self) -> None:
         """Wait for another carrier: the stream was not accepted."""
         self._carrier = _NO_CARRIER
+        self._piece_bytes = EARLY_PIECE_BYTES
         self._taken = False
         self._said_end = False
 
@@ -553,6 +547,14 @@ class StreamLink:
         owner = self._owner
         self._release()
         owner.broken(reason)
+
+    def _go_on(self) -> None:
+        self._moved = monotonic()
+        if self._backlog or self._ending:
+            self._send_backlog()
+            self._settle()
+        if self._taken:
+            self._owner.drained()
 
     def _send_backlog(self) -> None:
         backlog = self._backlog

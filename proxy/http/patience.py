@@ -14,9 +14,9 @@ class Patience:
         self._left = most
         self._at = 0.0
 
-    def spend(self, now: float) -> bool:
-        """Take one at `now`, in seconds of a clock that never goes back; return whether it had."""
-        self._left = min(self._most, self._left + (now - self._at) * self._per_s) - 1
+    def spend(self, now: float, amount: float = 1.0) -> bool:
+        """Take `amount` at `now`, in seconds of a clock that never goes back; return if it had."""
+        self._left = min(self._most, self._left + (now - self._at) * self._per_s) - amount
         self._at = now
         return self._left >= 0
 

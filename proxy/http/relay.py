@@ -6,14 +6,19 @@ from typing import ClassVar
 
 from meshrun.proxy.http import answers, own_fields
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
-from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
+from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["Relay", "record", "record_of_none"]
+__all__ = ["Relay", "count_refused", "record"]
 
 
 class Relay:
     """Joins `downstream`, which sent `request`, to the upstream that `connect` is told of.
+
+    More of the request may come while `request_open`, more of the response while `response_open`:
+    the exchange is over when neither is. The end of a response closes both, but for a connection
+    that was upgraded, whose directions end each for itself.
 
     What is special to a side of the sidecar stands in its subclass: the one in front of the app
     `tells_failures` to the sidecar of the caller.
@@ -22,18 +27,18 @@ class Relay:
     tells_failures: ClassVar[bool] = False
 
     __slots__ = (
-        "_answered",
-        "_complete",
         "_early",
         "_held",
         "_moved",
-        "_over",
         "_trailers",
         "_upstream",
+        "began",
         "downstream",
         "grpc",
         "received_bytes",
         "request",
+        "request_open",
+        "response_open",
         "sent_bytes",
         "status",
     )
@@ -42,17 +47,16 @@ class Relay:
         self.request = request
         self.downstream = downstream
         self.grpc = grpc
+        self.request_open = True
+        self.response_open = True
         self.status = 0  # of the final head, once it was sent
         self.received_bytes = 0  # of the request's body
         self.sent_bytes = 0  # of the response's
         self._upstream: Upstream | None = None
         self._early = b""
         self._held = False
-        self._complete = False  # the request
-        self._trailers: Fields = []
-        self._answered = False  # nothing more goes to the downstream
-        self._over = False
-        self._moved = monotonic()
+        self._trailers: Fields = []  # of the request
+        self.began = self._moved = monotonic()
 
     def idle_s(self) -> float:
         """Return how long nothing moved."""
@@ -64,7 +68,7 @@ class Relay:
         if self._early:
             early, self._early = self._early, b""
             upstream.send(early)
-        if self._complete:
+        if not self.request_open:
             upstream.end(self._trailers)
         if self._held:
             self._held = False
@@ -78,9 +82,7 @@ class Relay:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(text)
-        if self._answered:
-            return
-        if self.status:
+        if self.status or not self.response_open:
             self._break_off(text)
             return
         head, body = answers.answer(status, text, grpc=self.grpc)
@@ -88,36 +90,34 @@ class Relay:
             body = b""
         if self.tells_failures:
             own_fields.add_failure(head, failure)
-        self._answered = True
         self.status = status
+        self.sent_bytes = len(body)
+        self._close("")
         downstream = self.downstream
         downstream.respond(head)
-        if body and head.framing is not NO_BODY:
-            self.sent_bytes += len(body)
+        if body:
             downstream.send(body)
         downstream.end([])
         downstream.flush()
-        self._finish("")
 
     def cut(self, reason: str) -> None:
         """Break the exchange off on both sides."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(reason)
-        if not self._over:  # what was upgraded may have been answered to its end
-            self._break_off(reason)
+        self._break_off(reason)
 
     def over(self, reason: str) -> None:
         """The exchange is over, for `reason` where it failed; called once."""
 
     def _break_off(self, reason: str) -> None:
-        self._answered = True
-        self.downstream.abort(reason)
-        self._finish(reason)
+        if self.request_open or self.response_open:
+            self._close(reason)
+            self.downstream.abort(reason)
 
-    def _finish(self, reason: str) -> None:
-        if not self._over:
-            self._over = True
+    def _close(self, reason: str) -> None:
+        if self.request_open or self.response_open:
+            self.request_open = self.response_open = False
             self.over(reason)
 
     # From the downstream.
@@ -128,7 +128,7 @@ class Relay:
         self.received_bytes += len(data)
         if self._upstream is not None:
             self._upstream.send(data)
-        elif not self._answered:
+        elif self.response_open:
             self._early += data
             if not self._held:
                 self._held = True
@@ -136,22 +136,28 @@ class Relay:
 
     def request_end(self, trailers: Fields) -> None:
         """The request is complete."""
-        self._complete = True
-        if self._upstream is not None:
-            self._upstream.end(trailers)
-        else:
+        if trailers:
+            trailers = self.permitted(trailers)
+        upstream = self._upstream
+        if self.response_open:
+            self.request_open = False
             self._trailers = trailers
-        if self.status == 101 and self._answered:
-            self._finish("")
+        else:  # that of an upgraded connection has ended before
+            self._close("")
+        if upstream is not None:
+            upstream.end(trailers)
+
+    def permitted(self, trailers: Fields) -> Fields:
+        """Return those that are passed on."""
+        return trailers
 
     def request_aborted(self, reason: str, status: int = 0) -> None:
         """Whoever asked is gone, or was told `status`."""
-        self._answered = True
         self.status = self.status or status
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort(reason)
-        self._finish(reason)
+        self._close(reason)
 
     def hold_response(self) -> None:
         """The downstream takes no more for now."""
@@ -172,10 +178,12 @@ class Relay:
 
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
-        if not head.interim:
-            self.status = head.status
-            if head.status == 101:
-                self._complete = False  # both directions are open again
+        status = head.status
+        if status >= 200:
+            self.status = status
+        elif status == 101:
+            self.status = status
+            self.request_open = True  # again, as a direction of its own
         self.downstream.respond(head)
 
     def response_data(self, data: bytes | memoryview) -> None:
@@ -186,13 +194,12 @@ class Relay:
 
     def response_end(self, trailers: Fields) -> None:
         """The response is complete."""
-        self._answered = True
-        if self.status == 101 and not self._complete:
-            self.downstream.end(trailers)  # the other direction goes on
-            return
-        self._upstream = None
+        if self.status == 101 and self.request_open:
+            self.response_open = False
+        else:
+            self._upstream = None
+            self._close("")
         self.downstream.end(trailers)
-        self._finish("")
 
     def response_failed(self, failure: Failure, reason: str) -> None:
         """There will be no response, or no more of it."""
@@ -257,7 +264,8 @@ def record(
     )
 
 
-def record_of_none(
+def count_refused(
+    ledger: Ledger,
     status: int,
     failure: str,
     *,
@@ -266,17 +274,21 @@ def record_of_none(
     destination: str,
     multiplexed: bool,
     reporter: Reporter = "destination",
-) -> Record:
-    """Return what is told of something that was no request, and was answered with `status`."""
-    return Record(
-        at=time.time(),
-        kind="request",
-        source=source,
-        identity=identity,
-        destination=destination,
-        duration_s=0.0,
-        reporter=reporter,
-        protocol="HTTP/2" if multiplexed else "HTTP/1",
-        status=status,
-        failure=failure,
-    )
+) -> None:
+    """Count what was no request and was answered with `status`; tell of it if that is wanted."""
+    ledger.exchanged(source, destination, status, 0.0, 0, 0, reporter)
+    if ledger.recording:
+        ledger.record(
+            Record(
+                at=time.time(),
+                kind="request",
+                source=source,
+                identity=identity,
+                destination=destination,
+                duration_s=0.0,
+                reporter=reporter,
+                protocol="HTTP/2" if multiplexed else "HTTP/1",
+                status=status,
+                failure=failure,
+            )
+        )

@@ -50,6 +50,7 @@ class Http1Server(Writer):
         "_answered",
         "_chunked",
         "_counted",
+        "_deaf",
         "_eof",
         "_exchange",
         "_going_on",
@@ -79,6 +80,7 @@ class Http1Server(Writer):
         self._answered = True  # nothing is left to be said to the last request
         self._responding = False  # a final head was sent to this one
         self._held = False  # by the exchange
+        self._deaf = False  # what comes is left to the kernel
         self._upgraded = False
         self._retiring = False
         self._advancing = False
@@ -162,7 +164,7 @@ class Http1Server(Writer):
         """Send a head."""
         request = self._request
         assert request is not None
-        if head.interim:
+        if head.status < 200 and head.status != 101:
             if request.minor_version:
                 self._out.append(head1.write_response(head, chunked=False, close=False))
             return
@@ -191,7 +193,8 @@ class Http1Server(Writer):
         if self._upgraded:
             self._end_raw()
             return
-        self._end_body(trailers)
+        if self._chunking:
+            self._end_chunks(trailers)
         if self._advancing:
             return
         # Most have come alone: nothing waits for its turn, and nobody has to listen again.
@@ -215,12 +218,12 @@ class Http1Server(Writer):
     def flush(self) -> None:
         """Send now what was given."""
         self._write_out()
-        if self._link.clogged and self._exchange is not None and not self._answered:
+        if self._exchange is not None and not self._answered and self._link.clogged:
             self._exchange.hold_response()
 
     def hold(self) -> None:
         """Deliver no more of the request."""
-        self._held = True
+        self._held = self._deaf = True
         self._link.listen(False)
 
     def resume(self) -> None:
@@ -250,10 +253,12 @@ class Http1Server(Writer):
             self._exchange.flush_request()  # a head goes with what of its body came with it
         if isinstance(self._pending, memoryview):
             self._pending = bytes(self._pending)  # it is valid during the call only
-        self._listen()
+        if self._pending or self._deaf:
+            self._listen()
 
     def _go_on_soon(self) -> None:
-        # What is refused at once must not have the loop for itself, and once is enough.
+        # What is refused at once, or comes in tiny chunks, must not have the loop for itself; and
+        # once is enough.
         if not self._going_on:
             self._going_on = True
             self._link.soon(self._go_on)
@@ -314,7 +319,8 @@ class Http1Server(Writer):
         self._exchange = exchange
         if self._reading is REST:
             exchange.request_end([])
-        return True
+        # Most come alone, and are not answered at once.
+        return self._answered or self._eof or bool(self._pending)
 
     def _take_body(self) -> bool:
         exchange = self._exchange
@@ -335,11 +341,14 @@ class Http1Server(Writer):
             exchange.request_data(piece)
             complete, trailers = not self._counted, []
         else:
-            pieces, taken = self._chunked.feed(data)
+            body, taken = self._chunked.feed(data)
             self._pending = data[taken:]
-            for piece in pieces:
-                exchange.request_data(piece)
+            if body:
+                exchange.request_data(body)
             complete, trailers = self._chunked.over, self._chunked.trailers
+            if not complete and self._pending:
+                self._go_on_soon()
+                return False
         if complete and self._reading is BODY:
             self._chunked = None
             self._reading = REST
@@ -353,7 +362,6 @@ class Http1Server(Writer):
         if request is None or not request.keeps_alive:
             self._close()
             return False
-        self._write_out()
         self._reading = HEAD
         if self._held:  # by an exchange that is over
             self._held = False
@@ -406,7 +414,8 @@ class Http1Server(Writer):
         waiting = len(self._pending) >= MOST_PIPELINED_BYTES and (
             self._exchange is not None or self._going_on
         )
-        self._link.listen(not (self._held or waiting))
+        self._deaf = self._held or waiting
+        self._link.listen(not self._deaf)
 
     def _close(self) -> None:
         self.flush()
@@ -420,11 +429,13 @@ class Http1Server(Writer):
             self._timer = None
         if handler is None:
             return
+        # An upgraded connection goes on behind the end of what answers.
+        waiting = not self._answered or self._reading is RAW
         self._reading = NOTHING
         self._pending = b""
         self._out.clear()
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and not self._answered:
+        if exchange is not None and waiting:
             exchange.request_aborted(reason)
         self._answered = True
         handler.closed()

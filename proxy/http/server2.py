@@ -21,8 +21,9 @@ from meshrun.proxy.http.stream2 import Stream
 __all__ = ["Http2Server"]
 
 # Requests that are given up before there is an answer, by the peer (CVE-2023-44487) or since it
-# broke the protocol (CVE-2025-8671): they cost the app more than the peer. nghttp2 grants 1000 and
-# 33 a second; an answer that is heard out pays for one as well.
+# broke the protocol (CVE-2025-8671): they cost the app more than the peer. What is no request is
+# one of them, and costs this side more than the peer: a head over the limit is decoded first.
+# nghttp2 grants 1000 and 33 a second; an app's answer that is heard out pays for one as well.
 MOST_GIVEN_UP = 500.0
 GIVEN_UP_PER_S = 33.0
 
@@ -90,6 +91,7 @@ class Http2Server(Connection["_ServerStream"]):
         except HttpError as error:
             self._handler.refused(error.status, str(error), begun=False)
             self._refuse(stream, fields, error)
+            self._give_up()
             return
         if request.framing is COUNTED:
             stream.expected = request.length
@@ -101,6 +103,7 @@ class Http2Server(Connection["_ServerStream"]):
             exchange.request_end([])
 
     def _refuse(self, stream: "_ServerStream", fields: Sequence[Field], error: HttpError) -> None:
+        stream.refused = True
         head, body = answers.answer(error.status, str(error), grpc=self._grpc)
         stream.respond(head)
         if (b":method", b"HEAD") not in fields:
@@ -125,7 +128,8 @@ class Http2Server(Connection["_ServerStream"]):
             )
 
     def _all_sent(self, stream: Stream) -> None:
-        self._given_up.earn(1)
+        if not stream.refused:
+            self._given_up.earn(1)
         if not stream.complete:
             # The rest of the request is of no use to anybody (RFC 9113 8.1).
             self._reset_stream(stream.number, ErrorCodes.NO_ERROR)

@@ -53,6 +53,7 @@ class Stream:
         "holding",
         "number",
         "over",
+        "refused",
         "sent",
         "touched",
         "trailers",
@@ -63,6 +64,7 @@ class Stream:
         self._carrier = carrier
         self.number = number
         self.over = False  # nothing more is said of it, in either direction
+        self.refused = False  # what came on it is no message
 
         # To be sent.
         self.heads: list[list[Field]] = []

@@ -30,10 +30,9 @@ class Writer:
             self._write_out()
             self._link.write(data)
 
-    def _end_body(self, trailers: Fields) -> None:
-        if self._chunking:
-            self._chunking = False
-            self._out.append(last_chunk(trailers))
+    def _end_chunks(self, trailers: Fields) -> None:
+        self._chunking = False
+        self._out.append(last_chunk(trailers))
 
     def _write_out(self) -> None:
         out = self._out

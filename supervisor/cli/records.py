@@ -1,7 +1,6 @@
 """What the API of a running mesh answers, as the commands read it; fields not named are ignored."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -9,13 +8,13 @@ import msgspec
 from meshrun.proxy.intentions import Action, Protocol
 
 __all__ = [
-    "AccessLine",
     "Check",
     "Event",
     "Explanation",
     "InstanceRow",
     "Leaf",
     "LogLine",
+    "OneOff",
     "Outcome",
     "Root",
     "RunInfo",
@@ -113,48 +112,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 1
 
 
-class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request or connection that is over, or how many were lost (`meshrun.supervisor.access`).
-
-    `time` is when it began.
-    """
-
-    time: datetime
-    kind: Literal["request", "connection", "lost"]
-    source: str = ""
-    identity: str = ""
-    destination: str = ""
-    instance: str = ""
-    reporter: str = ""
-    duration_s: float = 0.0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    method: str = ""
-    path: str = ""
-    protocol: str = ""
-    status: int = 0
-    request_id: str = ""
-    authority: str = ""
-    user_agent: str = ""
-    denied: bool = False
-    dry_run: bool = False
-    failure: str = ""
-    lost: int = 0
-
-
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an instance is in its state.
+    """Why an instance is in its state, and `since` when, in wall-clock seconds.
 
-    `since_s` is for how many seconds it has been there, `said` what it says of itself, `tries` how
-    often its probe has been asked. `waiting_for` has what its dependencies must be, `unmet` where
-    those are that are not.
+    `said` is what it says of itself, `tries` how often its probe has been asked. `waiting_for` has
+    what its dependencies must be, `unmet` where those are that are not.
     """
 
     instance: str
     state: str
     ready: bool
+    since: float | None = None
     reason: str | None = None
-    since_s: float | None = None
     said: str | None = None
     tries: int = 0
     exit: str | None = None
@@ -164,6 +133,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     unmet: list[str] = []
     lines: list[str] = []
     events: list[Event] = []
+
+
+class OneOff(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-off command's instance, and the layers of its environment over the caller's."""
+
+    instance: str
+    env_file: dict[str, str]
+    env: dict[str, str]
+    injected: dict[str, str]
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import re
 
 from meshrun.proxy.http.head1 import CONNECTION_FIELDS
-from meshrun.proxy.http.own_fields import IDENTITY_FIELDS
+from meshrun.proxy.http.own_fields import tells_who_calls
 from meshrun.supervisor.configuration.values import UnfitError, bounded_text, quoted
 
 __all__ = ["header_name", "header_value", "settable_header"]
@@ -29,7 +29,7 @@ def header_name(value: object) -> str:
         raise UnfitError(f'must be the name of a header such as "x-role", not {quoted(written)}')
     if name in CONNECTION_FIELDS:
         raise UnfitError(f"must not be {quoted(written)}, which is about the connection only")
-    if name in IDENTITY_FIELDS:
+    if tells_who_calls(name):
         raise UnfitError(f"must not be {quoted(written)}, which is set by the sidecar")
     return written
 

@@ -63,6 +63,12 @@ FORGED: dict[str, tuple[str, ...]] = {
         f"X-Forwarded-Client-Cert: URI={ADMIN}",
     ),
     "or only named in Connection": ("Connection: x-mesh-client-id, X-Forwarded-Client-Cert",),
+    "with dots": (f"X.Mesh.Client.Id: {ADMIN}", f"X-Forwarded-Client.Cert: URI={ADMIN}"),
+    "with other separators": (f"X~Mesh+Client`Id: {ADMIN}", f"X-.Forwarded-ClientCert|: {ADMIN}"),
+    "with dots, and named in Connection": (
+        "Connection: X.Mesh.Client.Id, X-Mesh-Client-Id",
+        f"X.Mesh.Client.Id: {ADMIN}",
+    ),
     "with nothing in it": ("X-Mesh-Client-Id:", "X-Forwarded-Client-Cert: "),
     "with a list in it": (f"X-Forwarded-Client-Cert: By=a;URI={ADMIN},By=b;URI={ADMIN}",),
 }
@@ -88,6 +94,7 @@ def test_what_a_caller_says_of_itself_behind_a_body_is_dropped(
         line="POST /a HTTP/1.1",
         body=b"1\r\na\r\n0\r\n"
         + f"X-Mesh-Client-Id: {ADMIN}\r\nx-FORWARDED-client-cert: URI={ADMIN}\r\n".encode()
+        + f"X.Mesh.Client.Id: {ADMIN}\r\n".encode()
         + b"X-Request-Id: 2\r\nX-Kept: 1\r\n\r\n",
     )
     assert seen == mesh.seen(
@@ -225,7 +232,8 @@ def test_what_a_stream_says_of_its_caller_is_replaced(mesh2: HttpMesh, entry: En
     caller = Wire2(mesh2.call(entry), client=True)
     forged = [("x-mesh-client-id", ADMIN), ("x-forwarded-client-cert", f"URI={ADMIN}")]
     app = None
-    for fields in (forged, forged * 2, [(name, "") for name, _ in forged]):
+    dotted = [(name.replace("-", "."), value) for name, value in forged]
+    for fields in (forged, forged * 2, [(name, "") for name, _ in forged], dotted):
         number = caller.ask("/a", ("x-before", "1"), *fields, REQUEST_ID)
         app = app or Wire2(mesh2.app.accept(), client=False)
         heard, head = app.hear_request()
@@ -247,6 +255,8 @@ def test_what_a_stream_says_of_its_caller_behind_a_body_is_dropped(
             ("x-kept", "1"),
             ("x-mesh-client-id", ADMIN),
             ("x-forwarded-client-cert", f"URI={ADMIN}"),
+            ("x.mesh.client.id", ADMIN),
+            ("x-denied", "a rule looks at it"),
             *((name, ADMIN) for name in HIDDEN if mesh2.protocol == "grpc"),
         ],
         end=True,

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from support.answerer import OK, Answerer, named
 from support.apps import App
-from support.sidecars import TRUST_DOMAIN, ControlledSidecar, Mesh, listen, port_of
+from support.sidecars import TRUST_DOMAIN, ControlledSidecar, Mesh, deny, listen, port_of
 from support.traffic import wait_until
 
 from meshrun.proxy.messages import (
@@ -196,6 +196,21 @@ def ask(connection: http.client.HTTPConnection, method: str = "GET") -> tuple[in
     connection.request(method, "/")
     response = connection.getresponse()
     return response.status, response.read()
+
+
+def split(caller: ControlledSidecar, *servers: ControlledSidecar) -> None:
+    """Let these share the requests to the first upstream; without any it takes them itself."""
+    shares = tuple(
+        Share(
+            service=each.service,
+            identity=str(each.identity),
+            weight=1,
+            endpoints=(each.endpoint,),
+        )
+        for each in servers
+    )
+    upstream = msgspec.structs.replace(caller.snapshot.upstreams[0], split=shares)
+    caller.apply(msgspec.structs.replace(caller.snapshot, upstreams=(upstream,)))
 
 
 def allowed(sidecar: ControlledSidecar) -> int:
@@ -392,3 +407,71 @@ def test_more_connections_than_an_app_may_have_are_refused(mesh: Mesh) -> None:
             release.set()
             assert one.getresponse().read() == b"ok"
             assert ask(two) == (200, b"ok")
+
+
+def test_what_may_not_be_sent_twice_avoids_an_instance_that_has_just_died(mesh: Mesh) -> None:
+    with App(named("one")) as one, App(named("other")) as other, ExitStack() as stack:
+        dying = server(mesh, one.port)
+        caller = client(mesh, dying)
+        connections = [stack.enter_context(connected(caller)) for _ in range(20)]
+        for connection in connections:
+            assert ask(connection) == (200, b"one")
+        caller.balance("server", dying.endpoint, server(mesh, other.port).endpoint)
+        # The requests are there before the end of the instance is, and both before they are seen.
+        os.kill(caller.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, caller.pid, os.WSTOPPED)
+        for connection in connections:
+            connection.request("POST", "/", b"once")
+        dying.kill()
+        os.kill(caller.pid, signal.SIGCONT)
+        responses = [connection.getresponse() for connection in connections]
+        assert {(each.status, each.read()) for each in responses} == {(200, b"other")}
+
+
+def test_requests_under_way_to_a_share_that_is_left_are_answered(mesh: Mesh) -> None:
+    reached, release = threading.Semaphore(0), threading.Event()
+
+    def answer(_: bytes) -> bytes:
+        reached.release()
+        release.wait(PATIENCE_S)
+        return OK % (3, b"old")
+
+    with App(Answerer(answer)) as one, App(named("new")) as other, ExitStack() as stack:
+        old, new = server(mesh, one.port, "server-v1"), server(mesh, other.port)
+        caller = client(mesh, new)
+        split(caller, old)
+        connections = [stack.enter_context(connected(caller)) for _ in range(3)]
+        for connection in connections:
+            connection.request("POST", "/", b"once")
+            assert reached.acquire(timeout=PATIENCE_S)
+        split(caller)
+        with connected(caller) as later:
+            assert ask(later, "POST") == (200, b"new")
+        release.set()
+        for connection in connections:
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, b"old")
+        # The next one over the same connection goes to who is there.
+        assert ask(connections[0], "POST") == (200, b"new")
+
+
+def test_a_request_under_way_to_a_share_that_is_left_is_cut_by_a_deny(mesh: Mesh) -> None:
+    reached, release = threading.Event(), threading.Event()
+
+    def answer(_: bytes) -> bytes:
+        reached.set()
+        release.wait(PATIENCE_S)
+        return OK % (3, b"old")
+
+    with App(Answerer(answer)) as one, App(named("new")) as other:
+        old, new = server(mesh, one.port, "server-v1"), server(mesh, other.port)
+        caller = client(mesh, new)
+        split(caller, old)
+        with connected(caller) as connection:
+            connection.request("POST", "/", b"once")
+            assert reached.wait(PATIENCE_S)
+            split(caller)
+            old.intend(deny("client", "server-v1"))
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (503, b"the app gave no answer\n")
+        release.set()

@@ -253,7 +253,7 @@ RESPONSES: dict[str, bytes] = {
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * HEAD_LIMIT_BYTES + b"\r\nContent-Length: 2\r\n\r\nok"
     ),
     "more than 100 fields": (
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + b"X: 1\r\n" * FIELD_LIMIT + b"\r\nok"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + b"X: 1\r\n" * (FIELD_LIMIT + 1) + b"\r\nok"
     ),
 }
 

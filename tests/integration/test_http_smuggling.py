@@ -12,7 +12,13 @@ import pytest
 from support.httpmesh import ENTRIES, ID, Entry, HttpMesh
 from support.wire import Answer, Wire
 
-from meshrun.proxy.http.head1 import FIELD_LIMIT, HEAD_LIMIT_BYTES
+from meshrun.proxy.http.head1 import (
+    FIELD_LIMIT,
+    HEAD_LIMIT_BYTES,
+    LONGEST_NAME,
+    RAW_LIMIT_BYTES,
+)
+from meshrun.proxy.http.own_fields import REQUEST_ID_BYTES
 
 HEAD_TIMEOUT = "meshrun.proxy.http.server1:HEAD_TIMEOUT_S"
 
@@ -111,6 +117,7 @@ HEADS: dict[str, tuple[int, bytes]] = {
     "a field without a name": (400, post(": 41")),
     "NUL in a name": (400, post("Content-Length\0: 41")),
     "a name that is not ASCII": (400, post("Content\xadLength: 41")),
+    "a list of 5,000 in Connection": (400, post(f"Connection: {'a,' * 5_000}a")),
     "an underscore in a name": (400, post("Content_Length: 41")),
     "an underscore at the end of a name": (400, post("Transfer-Encoding_: chunked")),
     # Who it is for.
@@ -126,6 +133,7 @@ HEADS: dict[str, tuple[int, bytes]] = {
     "a user in the target": (400, get("GET http://u@server/a HTTP/1.1", "Host: server")),
     "no host in the target": (400, get("GET http:///a HTTP/1.1", "Host: server")),
     # The first line.
+    "a method of 50,000 letters": (501, get(f"{'M' * 50_000} /a HTTP/1.1", "Host: server")),
     "an empty line before": (400, b"\r\n" + post()),
     "a blank before": (400, b" " + post()),
     "NUL before": (400, b"\0" + post()),
@@ -288,6 +296,25 @@ def test_chunks_and_extensions_and_trailers_come_to_the_app_in_one_spelling(
     app.say(OK)
     assert wire.hear_answer().body == b"ok"
     assert app.hear_request() == mesh.seen("GET /b HTTP/1.1", ID, entry=entry)
+    app.say(OK)
+    assert wire.hear_answer().body == b"ok"
+
+
+@each_entry
+def test_a_trailer_that_a_rule_would_have_looked_at_is_dropped(
+    mesh: HttpMesh, entry: Entry
+) -> None:
+    wire = mesh.call(entry)
+    trailers = b"X-Denied: 1\r\nx.denied: 2\r\nX-Kept: 3\r\n"
+    wire.say(post(ID, "Transfer-Encoding: chunked", body=b"0\r\n" + trailers + b"\r\n"))
+    app = mesh.app.accept()
+    assert app.hear_request() == mesh.seen(
+        "POST /a HTTP/1.1",
+        ID,
+        entry=entry,
+        behind=["Transfer-Encoding: chunked"],
+        body=b"0\r\nX-Kept: 3\r\n\r\n",
+    )
     app.say(OK)
     assert wire.hear_answer().body == b"ok"
 
@@ -502,18 +529,21 @@ def test_what_comes_instead_of_a_100_is_the_last_answer(
 
 
 @each_entry
+@pytest.mark.parametrize("said", [ID, None])
 def test_a_head_of_60_kib_is_taken_and_one_of_a_byte_more_is_not(
-    mesh: HttpMesh, entry: Entry
+    mesh: HttpMesh, entry: Entry, said: str | None
 ) -> None:
     wire = mesh.call(entry)
-    blank = get("GET /a HTTP/1.1", "Host: server", ID, "X: ")
-    filled = "x" * (HEAD_LIMIT_BYTES - len(blank))
-    wire.say(get("GET /a HTTP/1.1", "Host: server", ID, f"X: {filled}"))
+    fields = ("Host: server", *([said] if said else []))
+    # What a sidecar may have to add, a host and an id, counts with a fixed size.
+    rest = HEAD_LIMIT_BYTES - LONGEST_NAME - len("GET/a") - len("X: \r\n")
+    filled = "x" * (rest + (REQUEST_ID_BYTES + len(": \r\n") - len(f"{ID}\r\n") if said else 0))
+    wire.say(get("GET /a HTTP/1.1", *fields, f"X: {filled}"))
     app = mesh.app.accept()
-    assert app.hear_request() == mesh.seen("GET /a HTTP/1.1", ID, f"X: {filled}", entry=entry)
+    assert f"X: {filled}\r\n".encode() in app.hear_request()
     app.say(OK)
     assert wire.hear_answer().status == 200
-    wire.say(get("GET /a HTTP/1.1", "Host: server", ID, f"X: {filled}x"))
+    wire.say(get("GET /a HTTP/1.1", *fields, f"X: {filled}x"))
     answer = wire.hear_answer()
     assert answer.status == 431
     assert is_closed(wire, answer)
@@ -524,7 +554,7 @@ def test_a_head_of_60_kib_is_taken_and_one_of_a_byte_more_is_not(
 def test_a_head_without_an_end_is_refused_at_the_limit(mesh: HttpMesh, entry: Entry) -> None:
     for begun, status in ((b"GET /a HTTP/1.1\r\nX: ", 431), (b"GET /", 414)):
         wire = mesh.call(entry)
-        wire.say(begun.ljust(HEAD_LIMIT_BYTES, b"x"))
+        wire.say(begun.ljust(RAW_LIMIT_BYTES, b"x"))
         answer = wire.hear_answer()
         assert answer.status == status
         assert is_closed(wire, answer)
@@ -532,15 +562,18 @@ def test_a_head_without_an_end_is_refused_at_the_limit(mesh: HttpMesh, entry: En
 
 
 @each_entry
-def test_100_fields_are_taken_and_101_are_not(mesh: HttpMesh, entry: Entry) -> None:
-    fields = [f"X-{number}: 1" for number in range(FIELD_LIMIT - 2)]
+@pytest.mark.parametrize("added", [(ID,), (), ("Connection: upgrade, TE", "TE: trailers")])
+def test_100_fields_are_taken_and_101_are_not(
+    mesh: HttpMesh, entry: Entry, added: tuple[str, ...]
+) -> None:
+    fields = [f"X-{number}: 1" for number in range(FIELD_LIMIT)]
     wire = mesh.call(entry)
-    wire.say(get("GET /a HTTP/1.1", "Host: server", ID, *fields))
+    wire.say(get("GET /a HTTP/1.1", "Host: server", *added, *fields))
     app = mesh.app.accept()
-    assert app.hear_request() == mesh.seen("GET /a HTTP/1.1", ID, *fields, entry=entry)
+    assert "\r\n".join(fields).encode() in app.hear_request()
     app.say(OK)
     assert wire.hear_answer().status == 200
-    wire.say(get("GET /a HTTP/1.1", "Host: server", ID, *fields, "X: 1"))
+    wire.say(get("GET /a HTTP/1.1", "Host: server", *added, *fields, "X: 1"))
     answer = wire.hear_answer()
     assert answer.status == 431
     assert is_closed(wire, answer)

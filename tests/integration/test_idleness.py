@@ -11,6 +11,7 @@ from support.apps import App, echo
 from support.sidecars import ControlledSidecar, Mesh
 
 from meshrun.proxy import memory
+from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.memory import Trimmer
 from meshrun.proxy.messages import ConnectionFailed
 
@@ -117,3 +118,26 @@ def test_memory_is_given_back_once_most_connections_have_gone(
 
     asyncio.run(come_and_go())
     assert trimmed == [True] * trims
+
+
+def test_a_time_that_is_said_again_and_again_is_over_all_the_same() -> None:
+    async def main() -> None:
+        cuts: list[str] = []
+        watch = IdleWatch(lambda: [Silent()], cuts.append)
+        async with asyncio.timeout(10 * IDLE_S):
+            while not cuts:
+                watch.set(IDLE_S)
+                await asyncio.sleep(IDLE_S / 100)
+        watch.close()
+
+    asyncio.run(main())
+
+
+class Silent:
+    """What has been idle for ever."""
+
+    def idle_s(self) -> float:
+        return 3600.0
+
+    def reset(self, reason: str) -> None:
+        assert "idle_timeout" in reason

@@ -1,5 +1,6 @@
 """Tunnels between real sidecars: reuse, rotation, intentions, replay, and peers of every kind."""
 
+import asyncio
 import os
 import queue
 import select
@@ -10,8 +11,8 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -27,14 +28,15 @@ from support.tlspair import TlsPairs, run, tcp_pair, until
 from support.traffic import wait_until
 
 from meshrun.proxy.framing import MOST_EARLY_BYTES, Frame, Refusal
+from meshrun.proxy.handshake import Secured
 from meshrun.proxy.identity import Credentials
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import ConnectionFailed, Denied, Endpoint, Enforced, Logged
 from meshrun.proxy.poller import Poller
 from meshrun.proxy.pump import Pump
 from meshrun.proxy.reports import Report
-from meshrun.proxy.splice import Splice
-from meshrun.proxy.tunnel import InboundTunnel, Leftover, OutboundTunnel
+from meshrun.proxy.splice import Carrier, NoCarrier, Splice
+from meshrun.proxy.tunnel import BATCH, InboundTunnel, Leftover, OutboundTunnel
 
 OPEN = frame(Frame.OPEN)
 ACCEPTED = frame(Frame.ACCEPTED)
@@ -1015,3 +1017,125 @@ def test_an_idle_tunnel_keeps_nothing_of_a_stream_that_was_given_up() -> None:
         server.sock.close()
 
     run(main)
+
+
+class Taker:
+    """A rider that notes what it is given, and what the loop does meanwhile."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.taken: list[int] = []
+        self.holds = False
+        self.carrier: Carrier = NoCarrier()
+
+    def start(self, carrier: Carrier) -> None:
+        self.carrier = carrier
+
+    def look(self) -> None:
+        pass
+
+    def resend(self, data: bytes, *, last: bool) -> None:
+        pass
+
+    def deliver(self, data: memoryview) -> None:
+        self.taken.append(len(data))
+        self.told.append("data")
+        asyncio.get_running_loop().call_soon(self.told.append, "others")
+        if self.holds:
+            self.carrier.hold()
+
+    def end(self) -> None:
+        self.told.append("end")
+
+    def drained(self) -> None:
+        pass
+
+    def broken(self, reason: str) -> None:
+        self.told.append(f"broken: {reason}")
+
+    def disown(self) -> None:
+        pass
+
+
+class Accepting(Recorder):
+    """The owner of an inbound tunnel that accepts its stream for `rider`."""
+
+    def __init__(self, rider: Taker) -> None:
+        super().__init__()
+        self._rider = rider
+
+    def stream_opened(self, tunnel: object) -> None:
+        assert isinstance(tunnel, InboundTunnel)
+        tunnel.accept(self._rider)
+
+
+# With OPEN three turns of the loop.
+TINY = data(b"x") * (BATCH * 5 // 2)
+
+
+def with_tiny_frames(
+    script: Callable[[Taker, Secured], Coroutine[object, object, None]],
+) -> Taker:
+    """Return the rider of a stream whose other end obeys `script`."""
+
+    async def main(poller: Poller) -> Taker:
+        client, server = TlsPairs().join(*tcp_pair())
+        rider = Taker()
+        tunnel = InboundTunnel(Pump(poller, server), Accepting(rider), caller("client"), NONE, 0.0)
+        tunnel.start()
+        await script(rider, client)
+        tunnel.cut("the test is over")
+        client.sock.close()
+        return rider
+
+    return run(main)
+
+
+def say(peer: Secured, *frames: bytes) -> None:
+    """Let all of `frames` come at once."""
+    for each in frames:
+        peer.tls.write(each)
+    sealed = peer.outgoing.read()
+    assert peer.sock.send(sealed) == len(sealed)
+
+
+def test_tiny_frames_are_delivered_together_and_in_turns() -> None:
+    async def script(rider: Taker, peer: Secured) -> None:
+        say(peer, OPEN + TINY, FINISH)
+        await until(lambda: "end" in rider.told, "all is delivered")
+
+    rider = with_tiny_frames(script)
+    assert rider.taken == [BATCH - 1, BATCH, BATCH // 2 + 1]
+    assert rider.told[:6] == ["data", "others", "data", "others", "data", "end"]
+
+
+def test_a_rider_that_holds_gets_what_was_received_and_no_more() -> None:
+    async def script(rider: Taker, peer: Secured) -> None:
+        rider.holds = True
+        say(peer, OPEN + TINY)
+        await until(lambda: sum(rider.taken) * 5 == len(TINY), "what came is delivered")
+        say(peer, data(b"y"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(rider.taken) == 3
+        rider.holds = False
+        rider.carrier.resume()
+        await until(lambda: len(rider.taken) == 4, "the rest is delivered")
+
+    with_tiny_frames(script)
+
+
+def test_an_end_of_the_connection_is_heard_behind_the_frames_before_it() -> None:
+    async def script(rider: Taker, peer: Secured) -> None:
+        peer.tls.write(OPEN + TINY)
+        with suppress(ssl.SSLWantReadError):
+            peer.tls.unwrap()
+        say(peer)
+        await until(lambda: any(told.startswith("broken") for told in rider.told), "it has ended")
+
+    rider = with_tiny_frames(script)
+    assert sum(rider.taken) * 5 == len(TINY)
+    assert [told for told in rider.told if told != "others"] == [
+        *["data"] * 3,
+        "broken: the other side closed the connection within a stream",
+    ]

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrun.proxy.balance import TCP_EJECTION, Balancer
+from meshrun.proxy.balance import TCP_EJECTION, Balancer, InFlight
 from meshrun.proxy.messages import Ejection, Endpoint
 
 FAILURES_TO_EJECT = TCP_EJECTION.failures
@@ -127,3 +127,75 @@ def test_what_is_known_of_those_that_stay_is_kept() -> None:
     target.closed(two)
     target.opened(two)
     assert not target.failed(two, 0.0)
+
+
+def test_an_endpoint_that_comes_back_has_what_is_still_under_way_there() -> None:
+    one, two = endpoints(2)
+    target = balancer(2)
+    eject(target, one, now=0.0)
+    for _ in range(3):
+        target.opened(one)
+    target.update([two])
+    target.closed(one)
+    target.update([one, two])
+    assert target.standing(one).in_flight == 2
+    # What it did before is forgotten.
+    target.opened(two)
+    assert {target.pick(0.0, Random(seed), {two}) for seed in range(20)} == {one}
+    target.closed(one)
+    target.closed(one)
+    assert {target.pick(0.0, Random(seed)) for seed in range(20)} == {one}
+
+
+def test_with_one_healthy_among_many_that_one_is_picked() -> None:
+    one, *others = endpoints(5)
+    target = balancer(5)
+    for other in others:
+        eject(target, other, now=0.0)
+    assert {target.pick(0.0, Random(seed)) for seed in range(50)} == {one}
+
+
+WAYS = 3
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["begin", "end", "move", "nowhere", "update"]),
+        st.integers(0, WAYS - 1),
+        st.integers(0, 7),
+    ),
+    max_size=100,
+)
+
+
+@given(STEPS)
+def test_what_goes_one_way_is_counted_where_it_leads_and_nowhere_else(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    places = endpoints(3)
+    target = balancer(3)
+    ways = [InFlight() for _ in range(WAYS)]
+    at: list[Endpoint | None] = [None] * WAYS
+    counts = [0] * WAYS
+    ready = set(places)
+    for step, way, choice in steps:
+        if step == "begin":
+            ways[way].began()
+            counts[way] += 1
+        elif step == "end" and counts[way]:
+            ways[way].ended()
+            counts[way] -= 1
+        elif step == "move" and places[choice % 3] in ready:
+            at[way] = places[choice % 3]
+            ways[way].move(target.standing(places[choice % 3]))
+        elif step == "nowhere":
+            at[way] = None
+            ways[way].move(None)
+        elif step == "update":
+            ready = {place for n, place in enumerate(places) if choice >> n & 1}
+            target.update(sorted(ready, key=lambda each: each.port))
+            for n, place in enumerate(at):
+                if place not in ready and not counts[n]:
+                    at[n] = None  # nobody asks any more what is known of it
+                    ways[n].move(None)
+        for place in places:
+            expected = sum(counts[n] for n in range(WAYS) if at[n] == place)
+            assert target.standing(place).in_flight == expected

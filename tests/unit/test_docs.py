@@ -1,5 +1,6 @@
 """The documents against the code: keys, commands, links, the drawing of a process's life."""
 
+import itertools
 import re
 import runpy
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
+from meshrun.proxy.http.heads import Request
+from meshrun.proxy.intentions import Rules
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
 from meshrun.supervisor.configuration import (
@@ -91,6 +94,29 @@ def test_the_configurations_of_the_repository_are_valid(path: str) -> None:
     assert {"echo-server", "echo-client"} <= set(loaded.apps)
 
 
+@pytest.mark.parametrize(
+    ("fields", "allowed"),
+    [
+        ([], True),
+        ([("X-HTTP-Method-Override", "DELETE")], False),
+        ([("X-HTTP-Method", "DELETE")], False),
+        ([("x.method_override", "DELETE")], False),
+    ],
+)
+def test_the_example_about_overridden_methods_denies_them(
+    fields: list[tuple[str, str]], allowed: bool, tmp_path: Path
+) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", section(README, "permissions"), re.DOTALL)
+    (example,) = (each for each in examples if "x-http-method-override" in each)
+    (tmp_path / "mesh.toml").write_text(example)
+    loaded = meshfile.load(tmp_path / "mesh.toml", {})
+    rules = Rules(loaded.intentions, "rails", loaded.mesh.default_intention, "http")
+    request = Request(method="POST", path="/a", query="", authority="rails", fields=fields)
+    assert rules.decide("web", request).allowed is allowed
+    request.method = "DELETE"
+    assert not rules.decide("web", request).allowed
+
+
 def test_the_procfile_of_the_repository_is_valid() -> None:
     assert meshfile.load_procfile(ROOT / "Procfile.example", {}).apps["web"].port == 5000
 
@@ -158,7 +184,7 @@ def test_every_command_that_is_written_down_exists_with_its_options(document: Pa
         command, arguments = found_command(line)
         context = click.Context(command)
         options = {name for p in command.get_params(context) for name in p.opts}
-        for argument in arguments:
+        for argument in itertools.takewhile(lambda word: word != "--", arguments):
             written = argument.strip("[]").partition("=")[0]
             if written.startswith("-"):
                 assert {written, f"-{written}"} & options, f"{' '.join(line)}: no option {written}"

@@ -17,6 +17,7 @@ from meshrun.proxy.framing import (
     MOST_DATA_BYTES,
     MOST_EARLY_BYTES,
     MOST_REFUSAL_BYTES,
+    SMALL_BYTES,
     TRANSITIONS,
     Decoder,
     Frame,
@@ -207,7 +208,7 @@ some_frames = st.lists(
 @given(some_frames, st.lists(st.integers(0, 600), max_size=30))
 def test_any_fragmentation_gives_the_same_frames_and_bytes(sent: Frames, cuts: list[int]) -> None:
     wire = b"".join(raw(frame, payload) for frame, payload in sent)
-    assert decode(wire) == sent
+    assert decode(wire) == merged(sent)
     assert merged(decode(*fragments(wire, cuts))) == merged(sent)
     assert merged(decode(*(bytes([byte]) for byte in wire))) == merged(sent)
 
@@ -251,6 +252,47 @@ def test_garbage_gives_frames_or_a_breach_and_little_is_kept(wire: bytes, cuts: 
     assert len(said) <= len(wire)
     whole = decode_up_to_the_breach(wire)
     assert merged(seen) == merged(whole)
+
+
+@given(some_bytes, st.lists(st.integers(0, 400), max_size=30), st.integers(1, 5))
+def test_frames_are_the_same_in_turns(wire: bytes, cuts: list[int], most: int) -> None:
+    decoder = Decoder()
+    seen: Frames = []
+    try:
+        for part in fragments(wire, cuts):
+            fed = part
+            if decoder.more:  # as it comes while others have their turn
+                decoder.keep(memoryview(part))
+                fed = b""
+            turn = [(frame, bytes(data)) for frame, data in decoder.feed(fed, most)]
+            assert len(turn) <= most + 1  # the last frame of the turn before may have gone on
+            seen += turn
+        while decoder.more:
+            seen += [(frame, bytes(data)) for frame, data in decoder.feed(b"", most)]
+    except FramingError:
+        pass
+    expected = merged(decode_up_to_the_breach(wire))
+    said = merged(seen)
+    assert said == expected[: len(said)]
+
+
+def test_a_turn_has_so_many_frames_and_the_rest_is_kept() -> None:
+    decoder = Decoder()
+    wire = raw(Frame.DATA, b"x") * 5 + raw(Frame.FINISH)
+    turns = [[bytes(payload) for _, payload in decoder.feed(wire, 3)]]
+    decoder.keep(memoryview(raw(Frame.OPEN)))
+    while decoder.more:
+        turns.append([bytes(payload) for _, payload in decoder.feed(b"", 3)])
+    assert turns == [[b"xxx"], [b"xx", b""], [b""]]
+
+
+def test_small_payloads_that_came_together_are_one() -> None:
+    bulk = b"y" * SMALL_BYTES
+    sent = [b"a", b"b" * 100, bulk, b"c", b"d"]
+    wire = b"".join(raw(Frame.DATA, payload) for payload in sent) + raw(Frame.FINISH)
+    frames = list(Decoder().feed(memoryview(wire)))
+    assert [bytes(payload) for _, payload in frames] == [b"a" + b"b" * 100, bulk, b"cd", b""]
+    assert frames[1][1].obj is wire
 
 
 def decode_up_to_the_breach(wire: bytes) -> Frames:

@@ -6,7 +6,15 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import (
+    DataFrame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 from support.http2 import Recorded, ServerPeer, frames_of
 
 from meshrun.proxy.http import connection2
@@ -456,3 +464,40 @@ def test_connection_without_numbers_for_streams_closes(peer: ServerPeer) -> None
     peer.link.deliver(frame.serialize())
     assert exchange.said == ["head 200", "end"]
     assert peer.client.closed
+
+
+def test_own_heads_are_no_answers_that_the_peer_does_not_read(peer: ServerPeer) -> None:
+    peer.link.clogged = True
+    for number in range(90):
+        exchange = Recorded()
+        fields = [(f"x-{number}", "y" * 2000)]
+        request = Request(method="GET", path="/", query="", authority="app", fields=fields)
+        exchange.upstream = peer.client.request(request, exchange)
+        exchange.upstream.flush()
+        if number % 30 == 0:
+            peer.h2.ping(b"%8d" % number)
+            peer.link.deliver(peer.h2.data_to_send())
+    assert len(peer.link.out) > 2 * connection2.MOST_UNREAD_BYTES
+    peer.link.deliver(WindowUpdateFrame(0, 1000).serialize())
+    assert peer.link.state == "open"
+    assert peer.client.in_flight == 90
+
+
+def test_answers_that_the_peer_does_not_read_are_counted_among_own_heads(peer: ServerPeer) -> None:
+    for _ in range(90):
+        ask(peer)
+    peer.exchange()
+    peer.link.clogged = True
+    for round_ in range(100):
+        # 17 bytes each to be said to them.
+        pings = [PingFrame(0, b"%8d" % number) for number in range(60)]
+        peer.link.deliver(b"".join(ping.serialize() for ping in pings))
+        # Which earns the peer some patience.
+        number = 1 + 2 * (round_ % 90)
+        peer.link.deliver(
+            HeadersFrame(number, b"\x08\x03100", flags=["END_HEADERS"]).serialize() * 6
+        )
+        if peer.link.state != "open":
+            break
+    assert peer.link.state == "closed"
+    assert len(peer.link.out) < 2 * connection2.MOST_UNREAD_BYTES

@@ -13,7 +13,6 @@ def test_answer_of_http() -> None:
     assert head.length == len(body)
     assert head.fields == [("content-type", "text/plain; charset=utf-8")]
     assert head.keeps_alive
-    assert not answer(400, "no", close=True)[0].keeps_alive
 
 
 def test_answer_with_a_status_that_has_no_name() -> None:

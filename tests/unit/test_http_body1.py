@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.body1 import (
+    BATCH,
     EXTENSION_LIMIT_BYTES,
     EXTENSIONS_LIMIT_BYTES,
     LAST_CHUNK,
     TRAILERS_LIMIT_BYTES,
     Chunked,
-    Counted,
     chunk,
     last_chunk,
     permitted_trailers,
@@ -28,12 +28,13 @@ def decode(*parts: bytes, of_response: bool = False) -> tuple[bytes, int, Fields
     decoder = Chunked(of_response=of_response)
     body, taken = bytearray(), 0
     for part in parts:
-        pieces, count = decoder.feed(part)
-        for piece in pieces:
-            assert len(piece)
+        at = 0
+        while at < len(part) and not decoder.over:
+            piece, count = decoder.feed(part[at:])
+            assert count
             body += piece
-        taken += count
-        assert count == len(part) or decoder.over
+            at += count
+        taken += at
     return bytes(body), taken, decoder.trailers if decoder.over else None
 
 
@@ -76,17 +77,33 @@ def test_a_body_is_what_its_chunks_hold(wire: bytes, body: bytes) -> None:
     assert decode(wire[:-1]) == (body, len(wire) - 1, None)
 
 
-def test_pieces_are_views_of_what_was_fed() -> None:
+def test_a_chunk_is_a_view_of_what_was_fed() -> None:
     wire = b"5\r\nhello\r\n0\r\n\r\nGET"
-    pieces, _ = Chunked().feed(memoryview(wire))
-    assert [(piece.obj is wire, bytes(piece)) for piece in pieces] == [(True, b"hello")]
+    piece, _ = Chunked().feed(memoryview(wire))
+    assert isinstance(piece, memoryview)
+    assert (piece.obj is wire, bytes(piece)) == (True, b"hello")
+
+
+def test_chunks_that_came_together_are_one_piece() -> None:
+    wire = b"1\r\nx\r\n2\r\nyz\r\n9\r\nbe"
+    assert Chunked().feed(memoryview(wire)) == (b"xyzbe", len(wire))
+
+
+def test_a_turn_takes_so_many_chunks_and_no_more() -> None:
+    decoder = Chunked()
+    one = b"1\r\nx\r\n"
+    wire = one * (BATCH + 3) + LAST_CHUNK
+    assert decoder.feed(wire) == (b"x" * BATCH, len(one) * BATCH)
+    assert not decoder.over
+    assert decoder.feed(wire[len(one) * BATCH :]) == (b"xxx", len(one) * 3 + len(LAST_CHUNK))
+    assert decoder.over
 
 
 def test_behind_the_end_nothing_is_taken() -> None:
     decoder = Chunked()
     decoder.feed(LAST_CHUNK)
     assert decoder.over
-    assert decoder.feed(b"5\r\nhello\r\n") == ([], 0)
+    assert decoder.feed(b"5\r\nhello\r\n") == (b"", 0)
 
 
 @pytest.mark.parametrize(
@@ -270,15 +287,3 @@ def test_nothing_is_no_chunk() -> None:
 def test_no_trailer_is_written_that_is_more_than_one(pair: tuple[str, str]) -> None:
     with pytest.raises(HttpError, match="cannot write"):
         last_chunk([pair])
-
-
-# Lengths.
-
-
-@given(st.integers(0, 10**18), st.lists(st.integers(0, 10**6)))
-def test_a_length_is_counted_down(length: int, received: list[int]) -> None:
-    body = Counted(length)
-    taken = [body.take(available) for available in received]
-    assert sum(taken) == min(length, sum(received))
-    assert all(0 <= count <= available for count, available in zip(taken, received, strict=True))
-    assert body.over is (sum(taken) == length)

@@ -8,11 +8,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
+from meshrun.proxy.http.fields2 import read_request
 from meshrun.proxy.http.head1 import (
     FIELD_LIMIT,
     HEAD_LIMIT_BYTES,
+    METHOD_LIMIT_BYTES,
+    MOST_LINES,
     MOST_LOOKED_UP,
+    MOST_MEMBERS,
     MOST_READ_SINGLY,
+    RAW_LIMIT_BYTES,
     find_head,
     forget_lines,
     parse_request,
@@ -95,8 +100,8 @@ def test_a_bare_lf_behind_what_was_looked_through_is_seen() -> None:
 
 def test_a_head_may_be_as_long_as_the_limit() -> None:
     start = b"GET / HTTP/1.1\r\nA: "
-    whole = start + b"x" * (HEAD_LIMIT_BYTES - len(start) - 4) + b"\r\n\r\n"
-    assert find_head(whole) == HEAD_LIMIT_BYTES == len(whole)
+    whole = start + b"x" * (RAW_LIMIT_BYTES - len(start) - 4) + b"\r\n\r\n"
+    assert find_head(whole) == RAW_LIMIT_BYTES == len(whole)
     assert find_head(whole[:-1]) == -1
     with pytest.raises(HttpError, match="cannot take a head of more"):
         find_head(whole[:-4] + b"xxxx")
@@ -110,7 +115,7 @@ def test_a_longer_head_is_refused_whether_or_not_its_end_came(
     start: bytes, status: int, end: bytes
 ) -> None:
     with pytest.raises(HttpError, match=str(HEAD_LIMIT_BYTES)) as refused:
-        find_head(start + b"x" * HEAD_LIMIT_BYTES + end)
+        find_head(start + b"x" * RAW_LIMIT_BYTES + end)
     assert refused.value.status == status
 
 
@@ -124,6 +129,7 @@ def test_a_longer_head_is_refused_whether_or_not_its_end_came(
         ("DELETE /a/../b//c?d=e HTTP/1.1", "DELETE", "/b/c", "?d=e"),
         ("M-SEARCH /%2e%2E/a HTTP/1.1", "M-SEARCH", "/a", ""),
         ("OPTIONS * HTTP/1.1", "OPTIONS", "*", ""),
+        (f"{'M' * METHOD_LIMIT_BYTES} / HTTP/1.1", "M" * METHOD_LIMIT_BYTES, "/", ""),
         ("GET http://app/a?b HTTP/1.1", "GET", "/a", "?b"),
         ("GET http://APP:80/a HTTP/1.1", "GET", "/a", ""),
         ("HEAD HTTP://app HTTP/1.1", "HEAD", "/", ""),
@@ -188,6 +194,8 @@ def test_a_request_line_has_method_path_and_query(
         ("GET /a HTTP/3.0", 505),
         ("CONNECT app:443 HTTP/1.1", 405),
         ("CONNECT /a HTTP/1.1", 405),
+        (f"{'M' * (METHOD_LIMIT_BYTES + 1)} /a HTTP/1.1", 501),
+        (f"{'M' * 50_000} /a HTTP/1.1", 501),
     ],
 )
 def test_any_other_request_line_is_refused(line: str, status: int) -> None:
@@ -266,12 +274,77 @@ def test_a_response_may_have_underscores() -> None:
 
 def test_there_is_a_limit_to_fields() -> None:
     fields = [f"a: {number}" for number in range(FIELD_LIMIT)]
-    assert len(request(*fields[1:]).fields) == FIELD_LIMIT - 1  # Host is one
-    assert status_of(*fields) == 431
+    assert len(request(*fields).fields) == FIELD_LIMIT
+    assert status_of(*fields, "a: b") == 431
     assert len(response(*fields).fields) == FIELD_LIMIT
     with pytest.raises(HttpError, match="cannot take more than 100 fields") as refused:
         response(*fields, "a: b")
     assert refused.value.status == 502
+
+
+# What the first sidecar takes, the second must not refuse for what the first has written into it.
+
+
+@pytest.mark.parametrize(
+    ("line", "added"),
+    [
+        ("GET / HTTP/1.1", ("Connection: TE, Upgrade", "TE: trailers", "Upgrade: websocket")),
+        ("GET / HTTP/1.0", ()),
+        ("POST / HTTP/1.1", ()),
+        ("POST / HTTP/1.1", (CHUNKED, "Expect: 100-continue", "X-Mesh-Client-Id: forged")),
+        ("GET http://app/ HTTP/1.1", ("X-Request-Id: mine",)),
+    ],
+)
+@pytest.mark.parametrize("by_size", [False, True], ids=["fields", "bytes"])
+def test_a_request_at_the_limit_is_taken_by_the_second_sidecar_too(
+    line: str, added: tuple[str, ...], by_size: bool
+) -> None:
+    host = "Host:app" if line.endswith("1.1") else ""
+    fields = [f"a{number}:" for number in range(FIELD_LIMIT - 1)]
+    found = request(*added, *fields, "b:1", line=line, host=host)
+    if by_size:
+        # As much as is taken; whoever writes no blanks behind colons has room for some.
+        less, more = 50_000, HEAD_LIMIT_BYTES
+        while more - less > 1:
+            middle = (less + more) // 2
+            try:
+                found = request(*added, *fields, f"b:{middle * 'x'}", line=line, host=host)
+                less = middle
+            except HttpError:
+                more = middle
+        assert less > HEAD_LIMIT_BYTES - 1000
+    identified = any(name == "X-Request-Id" for name, _ in found.fields)
+    found.authority = found.authority or "upstream"
+    if not identified:
+        found.fields.append(("X-Request-Id", "12345678-1234-4234-8234-123456789012"))
+    written = write_request(found)
+    assert find_head(written) == len(written)
+    again = parse_request(written)
+    assert sorted(again.fields) == sorted(found.fields)
+
+
+def test_a_response_at_the_limit_is_taken_by_the_second_sidecar_too() -> None:
+    fields = [f"a{number}:" for number in range(FIELD_LIMIT - 1)]
+    rest = HEAD_LIMIT_BYTES - sum(len(field) + 3 for field in fields) - len("b: \r\n")
+    found = response(*fields, f"b:{'x' * rest}", line="HTTP/1.1 200")
+    with pytest.raises(HttpError, match=str(HEAD_LIMIT_BYTES)) as refused:
+        response(*fields, f"b:{'x' * (rest + 1)}", line="HTTP/1.1 200")
+    assert refused.value.status == 502
+    written = write_response(found, chunked=True, close=True)
+    assert find_head(written, of_response=True) == len(written)
+    assert parse_response(written, "GET").fields == found.fields
+
+
+def test_a_path_that_becomes_longer_than_the_limit_is_refused_at_once() -> None:
+    quotes = HEAD_LIMIT_BYTES // 3
+    assert request(line=f"GET /{(quotes - 30) * chr(34)} HTTP/1.1").path.endswith("%22")
+    assert status_of(line=f"GET /{quotes * chr(34)} HTTP/1.1") == 431
+
+
+def test_fields_that_do_not_count_are_limited_as_well() -> None:
+    fields = ["Keep-Alive: 1"] * (MOST_LINES - 1)
+    assert request(*fields).fields == []
+    assert status_of(*fields, "Keep-Alive: 1") == 431
 
 
 # Host.
@@ -477,6 +550,33 @@ def test_connection_names_no_field_that_others_decide_by(connection: str) -> Non
     assert refused.value.status == 502
 
 
+@pytest.mark.parametrize(
+    ("list_of", "others"),
+    [
+        ("Connection: {}", ()),
+        ("Upgrade: {}", ("Connection: upgrade",)),
+        ("TE: {}", ()),
+        ("Transfer-Encoding: {},chunked", ()),
+    ],
+)
+@pytest.mark.parametrize("member", ["a", ""])
+def test_a_list_has_a_few_members(list_of: str, others: tuple[str, ...], member: str) -> None:
+    def refused(members: int) -> HttpError | None:
+        try:
+            request(list_of.format(",".join([member] * members)), *others)
+        except HttpError as error:
+            return error
+        return None
+
+    allowed = refused(MOST_MEMBERS - list_of.count(","))
+    assert allowed is None or "members" not in str(allowed)
+    for count in (MOST_MEMBERS + 1, 5000):
+        error = refused(count)
+        assert error is not None
+        assert error.status == 400
+        assert f"over {MOST_MEMBERS} members" in str(error)
+
+
 @pytest.mark.parametrize("te", ["trailers", "gzip, Trailers", "trailers , deflate;q=0.5"])
 def test_that_trailers_are_taken_stays(te: str) -> None:
     found = request(f"tE: {te}", "Connection: TE")
@@ -485,9 +585,9 @@ def test_that_trailers_are_taken_stays(te: str) -> None:
 
 
 def test_that_trailers_are_taken_is_written_for_requests_of_http_2_too() -> None:
-    assert write_request(ASKED(fields=[("te", "trailers")])).endswith(
-        b"\r\nte: trailers\r\nConnection: TE\r\n\r\n"
-    )
+    pseudo = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")]
+    read = read_request([*pseudo, (b"te", b"trailers")], ended=True, underscores=False)
+    assert write_request(read).endswith(b"\r\nte: trailers\r\nConnection: TE\r\n\r\n")
 
 
 @pytest.mark.parametrize(

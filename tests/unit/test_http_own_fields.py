@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.exchange import Failure
-from meshrun.proxy.http.heads import Fields, Response
+from meshrun.proxy.http.fields2 import read_request
+from meshrun.proxy.http.head1 import parse_request
+from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.own_fields import RequestIds
 
 CALLER = "spiffe://shop.mesh/ns/default/dc/local/svc/web"
@@ -19,14 +21,30 @@ IDENTITY = ("x-forwarded-client-cert", "x-mesh-client-id")
 OWN = (*IDENTITY, "x-request-id", "x-meshrun-failure")
 
 
-def spellings(*names: str) -> st.SearchStrategy[str]:
+# Of what a name may have, all that is neither letter nor digit.
+SEPARATORS = "!#$%&'*+-.^_`|~"
+
+
+def spellings(*names: str, separators: str = SEPARATORS) -> st.SearchStrategy[str]:
     """Names as somebody might write them whose app takes all of these for the same."""
 
     def spelled(name: str) -> st.SearchStrategy[str]:
-        letters = [st.sampled_from([c, c.upper(), *("_" if c == "-" else "")]) for c in name]
+        between = st.text(separators, max_size=2)
+        letters = [between if c == "-" else st.sampled_from([c, c.upper()]) for c in f"-{name}-"]
         return st.tuples(*letters).map("".join)
 
     return st.sampled_from(names).flatmap(spelled)
+
+
+def sent_over_http1(fields: Fields) -> Request:
+    lines = ["GET / HTTP/1.1", "Host: a", *(f"{name}: {value}" for name, value in fields), "", ""]
+    return parse_request("\r\n".join(lines).encode())
+
+
+def sent_over_http2(fields: Fields, *, underscores: bool) -> Request:
+    pseudo = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"a")]
+    sent = [(name.lower().encode(), value.encode()) for name, value in fields]
+    return read_request([*pseudo, *sent], ended=True, underscores=underscores)
 
 
 others = st.sampled_from(
@@ -35,7 +53,9 @@ others = st.sampled_from(
         "user-agent",
         "Content-Type",
         "x-mesh-client-ids",
+        "x-mesh.client",
         "x-forwarded-client",
+        "forwarded-client-cert",
         "traceparent",
     ]
 )
@@ -52,25 +72,37 @@ def test_an_app_is_told_who_calls_by_whom() -> None:
     ]
 
 
+@pytest.mark.parametrize("underscores", [False, True])
 @given(
     kept=st.lists(st.tuples(others, st.just("kept"))),
-    forged=st.lists(st.tuples(spellings(*IDENTITY), st.just("forged"))),
     data=st.data(),
 )
 def test_no_spelling_of_an_identity_gets_past_and_all_else_does(
-    kept: Fields, forged: Fields, data: st.DataObject
+    underscores: bool, kept: Fields, data: st.DataObject
 ) -> None:
+    # Where underscores are not taken for hyphens they are refused.
+    separators = SEPARATORS if underscores else SEPARATORS.replace("_", "")
+    spelled = spellings(*IDENTITY, separators=separators)
+    forged = data.draw(st.lists(st.tuples(spelled, st.just("forged"))))
     sent = data.draw(st.permutations([*kept, *forged]))
     expected = [field for field in sent if field[1] == "kept"]
-    *through, added = own_fields.for_app(list(sent), ids())
-    assert through == expected
-    assert added == ("X-Request-Id", ids().new())
+    through = sent_over_http2(sent, underscores=underscores).fields
+    assert through == [(name.lower(), value) for name, value in expected]
+    if not underscores:
+        for _ in range(3):  # until the lines are known
+            assert sent_over_http1(sent).fields == expected
+
+
+@pytest.mark.parametrize(
+    "named", ["x-mesh-client-id", "X.Mesh.Client.Id", "x-forwarded-client.cert"]
+)
+def test_to_name_an_identity_in_connection_changes_nothing(named: str) -> None:
+    fields = [("Connection", f"close, {named}"), (named, "forged"), ("A", "1")]
+    assert sent_over_http1(fields).fields == [("A", "1")]
 
 
 def test_the_identifier_that_a_request_has_stays() -> None:
-    sent = [("x-REQUEST-id", "mine"), ("X-Mesh-Client-Id", "me"), ("Accept", "*/*")]
     kept = [("x-REQUEST-id", "mine"), ("Accept", "*/*")]
-    assert own_fields.for_app(sent, ids()) == kept
     assert own_fields.request_id(kept) == "mine"
     own_fields.add_request_id(kept, ids())
     assert own_fields.request_id(kept) == "mine"

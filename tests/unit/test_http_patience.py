@@ -20,3 +20,9 @@ def test_merit_counts_and_is_not_hoarded() -> None:
     assert all(patience.spend(0.0) for _ in range(3))
     patience.earn(2)
     assert [patience.spend(0.0) for _ in range(3)] == [True, True, False]
+
+
+def test_what_costs_more_is_paid_for_at_once() -> None:
+    patience = Patience(10, 2)
+    assert patience.spend(0.0, 8)
+    assert not patience.spend(0.0, 8)

@@ -463,3 +463,26 @@ def test_a_decision_is_as_fast_among_ten_thousand_intentions() -> None:
         # A microsecond on an idle machine; what would look through all takes a millisecond.
         fastest_s = min(timeit(lambda: rules.decide("web", request), number=100) for _ in range(20))  # noqa: B023
         assert fastest_s / 100 < 20e-6
+
+
+def test_the_headers_that_are_looked_at_are_those_of_the_intention_that_decides() -> None:
+    def about(source: str, name: str, *, dry_run: bool = False) -> Intention:
+        header = HeaderMatch(name=name, present=True)
+        permission = Permission(action="deny", headers=(header,))
+        return Intention(
+            source=source,
+            destination="api",
+            action="deny",
+            permissions=(permission,),
+            dry_run=dry_run,
+        )
+
+    trial = about("trial", "x-role", dry_run=True)
+    rules = Rules([about("web", "X-Role"), about("*", "x-tenant"), trial], "api", "deny", "http")
+    for name in ("x-role", "X-ROLE", "x.role", "x_role"):
+        assert rules.looks_at("web", name)
+        assert not rules.looks_at("other", name)
+        assert not rules.looks_at("trial", name)
+    assert rules.looks_at("other", "x-tenant")
+    assert not rules.looks_at("web", "x-tenant")
+    assert not Rules([], "api", "deny", "http").looks_at("web", "x-role")

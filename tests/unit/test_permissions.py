@@ -143,6 +143,65 @@ def test_a_header_matches_on_what_its_lines_are_together() -> None:
     assert not matches(permission, with_header(("admin", "user")))
 
 
+@pytest.mark.parametrize("values", [("a=1", "b=2"), ("a=1; b=2",)])
+def test_a_cookie_in_pieces_is_one(values: Values) -> None:
+    # To HTTP/2 these are the same (RFC 9113 8.2.3), and so they are to apps.
+    whole = HeaderMatch(name="cookie", exact="a=1; b=2")
+    for action in ("allow", "deny"):
+        permission = Permission(action=action, headers=(whole,))
+        assert matches(permission, with_header(values, "Cookie"))
+        assert not matches(permission, with_header(values[::-1], "X-Cookie"))
+    listed = HeaderMatch(name="cookie", exact="a=1, b=2")
+    assert not matches(Permission(action="deny", headers=(listed,)), with_header(values, "Cookie"))
+
+
+# Blanks that are none to HTTP, as the bytes that a sidecar sees.
+BLANKS = [
+    "\xa0",
+    "\x85",
+    "\x85\xa0",
+    *(c.encode().decode("latin-1") for c in "\xa0\x85\u2003\u3000"),
+]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize("listed", ["{}", "user, {}", "{},user"])
+def test_a_blank_that_only_apps_take_for_one_gets_past_no_rule(blank: str, listed: str) -> None:
+    for value in (f"admin{blank}", f"{blank}admin", f"{blank}admin{blank}", f"{blank}admin\xa0"):
+        request = with_header((listed.format(value),))
+        for match in (EXACT, REGEX):
+            assert matches(Permission(action="deny", headers=(match,)), request)
+            assert not matches(Permission(action="allow", headers=(match,)), request)
+            assert matches(Permission(action="deny", headers=(inverted(match),)), request)
+            assert not matches(Permission(action="allow", headers=(inverted(match),)), request)
+
+
+def test_the_last_byte_of_a_letter_is_no_blank() -> None:
+    for text in ("voilà", "Å", "…"):  # C3 A0, C3 85 and E2 80 A6 in UTF-8
+        match = HeaderMatch(name="x-role", exact=text)
+        request = with_header((text.encode().decode("latin-1"),))
+        for action in ("allow", "deny"):
+            assert matches(Permission(action=action, headers=(match,)), request)
+            assert not matches(Permission(action=action, headers=(inverted(match),)), request)
+
+
+@pytest.mark.parametrize("name", ["X.Role", "x_role", "xrole", "X--Role", "-x-role-"])
+def test_a_name_that_only_some_apps_take_for_the_header_gets_past_no_rule(name: str) -> None:
+    alike = with_header(("admin",), name)
+    for match in (EXACT, PRESENT):
+        assert matches(Permission(action="deny", headers=(match,)), alike)
+        assert not matches(Permission(action="allow", headers=(match,)), alike)
+        assert matches(Permission(action="deny", headers=(inverted(match),)), alike)
+        assert not matches(Permission(action="allow", headers=(inverted(match),)), alike)
+    # What is beside the header counts against the caller only.
+    beside = Ask(fields=[("X-Role", "admin"), (name, "user")])
+    assert matches(Permission(action="deny", headers=(inverted(EXACT),)), beside)
+    assert matches(Permission(action="allow", headers=(EXACT,)), beside)
+    hidden = Ask(fields=[("X-Role", "user"), (name, "admin")])
+    assert matches(Permission(action="deny", headers=(EXACT,)), hidden)
+    assert not matches(Permission(action="allow", headers=(EXACT,)), hidden)
+
+
 @pytest.mark.parametrize(
     ("match", "values", "denies", "allows"),
     [
@@ -285,8 +344,8 @@ def test_any_byte_is_matched(text: str) -> None:
     assert full_match(".*")(text)
 
 
-NAMES = st.sampled_from(["x-role", "X-Role", "other"])
-TEXTS = st.text("ab,\xff ", max_size=6)
+NAMES = st.sampled_from(["x-role", "X-Role", "X.Role", "other"])
+TEXTS = st.text("ab,\xff\xa0 ", max_size=6)
 MATCHES = st.builds(
     lambda kind, text, **flags: HeaderMatch(name="x-role", **{kind: text}, **flags),
     kind=st.sampled_from(["exact", "prefix", "suffix", "contains"]),
