@@ -1,6 +1,7 @@
 # make up        the example mesh, from nothing (Python 3.11 or newer is all it needs)
 # make test      everything that must hold, under 5 minutes on two cores
 # make test-long the long tests whole, under 20
+# make histories 100,000 random histories of the state machine instead of 1,000, a quarter of an hour; N=…
 # make lint      format, lint, types, import directions
 # make bench     the comparisons of docs/benchmarks.md, twenty minutes or more; also ARGS=--quick
 # make peers     what they compare with, and some tests talk to: apt-get as root, PyPI into .venv
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Debian has of the peers, of what loads them, and what reads the units of systemd.
 PEERS := haproxy nginx libnginx-mod-stream openssl stunnel4 wrk apache2-utils nghttp2-client systemd
 
-.PHONY: install up test test-long lint format bench peers clean
+.PHONY: install up test test-long histories lint format bench peers clean
 
 install: $(VENV)/installed
 
@@ -42,6 +43,12 @@ test: $(VENV)/installed-dev
 
 test-long: $(VENV)/installed-dev
 	MESHRUN_TEST_LONG=1 $(PYTEST) -m long
+
+# More random histories of the state machine, and of whole sets of apps over pretended processes.
+N ?= 100000
+histories: $(VENV)/installed-dev
+	MESHRUN_TEST_HISTORIES=$(N) $(PYTEST) --timeout 0 -k whatever_happens \
+		tests/unit/test_lifecycle.py tests/unit/test_histories.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

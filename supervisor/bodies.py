@@ -4,27 +4,61 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from meshrun.supervisor.configuration.model import Limits, Probe
+import msgspec
+
+from meshrun.supervisor.commands import Command
+from meshrun.supervisor.configuration.model import (
+    App,
+    ExecCheck,
+    HttpCheck,
+    Limits,
+    LogCheck,
+    NotifyCheck,
+    Probe,
+    TcpCheck,
+)
 from meshrun.supervisor.confinement import Confinement
+from meshrun.supervisor.execution import execute
 from meshrun.supervisor.launching import Launcher, Process
+from meshrun.supervisor.lifecycle import Policy
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.machine import credentials_of, credentials_of_sidecars
 from meshrun.supervisor.output import Pipe
 from meshrun.supervisor.plan import Instance, Worker
-from meshrun.supervisor.probes import Prober
-from meshrun.supervisor.runner import NotExecutableError, Probing
+from meshrun.supervisor.probes.asking import Asking, ask_command
+from meshrun.supervisor.probes.connections import asker
+from meshrun.supervisor.probes.listening import Listening
+from meshrun.supervisor.probes.pulse import Awaiting, Heartbeat
+from meshrun.supervisor.probes.tally import Liveness, Readiness
+from meshrun.supervisor.runner import Feed, Probing, Which
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
+from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["AppBody", "OnLines", "SidecarBody"]
+__all__ = ["AppBody", "OnLines", "SidecarBody", "app_policy"]
 
 # How long output is still taken from an app that has ended, when somebody holds its pipes.
 DRAIN_S = 0.5
 
 OnLines = Callable[[str, Stream, list[bytes]], None]
+
+
+def app_policy(app: App) -> Policy:
+    """Return what the configuration of an app says about the life of each instance of it."""
+    probes = [probe for probe in (app.ready, app.alive) if probe is not None]
+    return Policy(
+        restart=app.restart,
+        stop_signal=app.stop.signal,
+        stop_timeout_s=app.stop.timeout_s,
+        has_ready=app.ready is not None,
+        has_alive=app.alive is not None,
+        notifies=any(isinstance(probe.check, NotifyCheck) for probe in probes),
+        ready_deadline_s=app.ready.deadline_s if app.ready else 60.0,
+    )
 
 
 class _Output:
@@ -68,40 +102,58 @@ class _Output:
 
 
 class AppBody:
-    """An app: executed with its environment, its output taken line by line."""
+    """An app: executed with its environment, its output taken line by line, its probes asked."""
 
     def __init__(
-        self, launcher: Launcher, instance: Instance, cgroup: Path | None, on_lines: OnLines
+        self,
+        launcher: Launcher,
+        instance: Instance,
+        cgroup: Path | None,
+        state: StateDir,
+        on_lines: OnLines,
     ) -> None:
         self._launcher = launcher
         self._instance = instance
         self._cgroup = cgroup
         limits = instance.app.limits if instance.app is not None else Limits()
         self._confinement = Confinement(limits, cgroup)
-        self.output = _Output(lambda stream, lines: on_lines(instance.name, stream, lines))
+        self._state = state
+        self._on_lines = on_lines
+        self._listening: Listening | None = None
+        self.output = _Output(self._take)
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
-        process = await self._start(self.spec())
+        listening = Listening(self._instance, self._state)
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
+            kept.callback(listening.close)
+            kept.callback(self.output.discard)
+            ends = [os.open(os.devnull, os.O_RDONLY)]
+            given.callback(os.close, ends[0])
+            self._listening = listening
+            for stream in ("stdout", "stderr"):
+                ends.append(self.output.open(stream))
+                given.callback(os.close, ends[-1])
+            spec = self.spec(listening.environment)
+            process = await execute(self._launcher, spec, ends)
+            kept.pop_all()
         process.explain = self._confinement.explain
         return process
 
-    def spec(self) -> AppSpec:
+    def spec(self, environment: Mapping[str, str] | None = None) -> AppSpec:
         """Say what the launcher shall execute, as whom and within which limits.
 
-        The limits of the cgroup, its own, are set.
+        `environment` lies over the instance's. The limits of the cgroup, its own, are set.
         """
         instance = self._instance
         app = instance.app
+        variables = {**(instance.environment or {}), **(environment or {})}
         rlimits, confined = self._confinement.confine()
         return AppSpec(
             name=instance.name,
-            argv=tuple(os.fsencode(word) for word in instance.argv),
+            argv=_words(instance.argv),
             cwd=os.fsencode(instance.cwd),
-            environment={
-                os.fsencode(name): os.fsencode(value)
-                for name, value in (instance.environment or {}).items()
-            },
+            environment={os.fsencode(n): os.fsencode(value) for n, value in variables.items()},
             limits=rlimits,
             nice=app.limits.cpu_nice if app is not None else None,
             credentials=credentials_of(app.account if app is not None else None),
@@ -109,40 +161,54 @@ class AppBody:
             confined=confined,
         )
 
-    async def _start(self, spec: AppSpec) -> Process:
-        with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
-            kept.callback(self.output.discard)
-            status_read, status_write = os.pipe()
-            kept.callback(os.close, status_read)
-            given.callback(os.close, status_write)
-            ends = [os.open(os.devnull, os.O_RDONLY)]
-            given.callback(os.close, ends[0])
-            for stream in ("stdout", "stderr"):
-                ends.append(self.output.open(stream))
-                given.callback(os.close, ends[-1])
-            process = await self._launcher.spawn(spec, [*ends, status_write])
-            kept.pop_all()
-        problem = await _read_all(status_read)
-        if problem:
-            await process.exited
-            process.close()
-            self.output.discard()
-            raise NotExecutableError(problem)
-        return process
+    def _take(self, stream: Stream, lines: list[bytes]) -> None:
+        self._on_lines(self._instance.name, stream, lines)
+        if self._listening is not None:
+            self._listening.hear(lines)
+
+    def started(self, pid: int, feed: Feed) -> None:
+        """Listen to its notifications."""
+        if self._listening is not None:
+            self._listening.start(pid, feed)
 
     def exited(self) -> None:
         """Take its last output."""
         self.output.exited()
+        if self._listening is not None:
+            self._listening.close()
 
-    def probe(
-        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
-    ) -> Probing | None:
-        """Begin to ask its own port."""
-        probe: Probe | None = self._instance.probe
-        port = self._instance.port
-        if probe is None or port is None:
+    def probe(self, which: Which, feed: Feed) -> Probing | None:
+        """Begin to ask it itself: its own port, a command beside it, or what it says."""
+        instance = self._instance
+        probe = instance.ready if which == "ready" else instance.alive
+        if probe is None or self._listening is None:
             return None
-        return Prober(probe, HOST, port, on_success, on_failure)
+        pulse = self._listening.pulse(which)
+        if pulse is not None:
+            return Awaiting(pulse, feed) if which == "ready" else Heartbeat(pulse, probe, feed)
+        now = asyncio.get_running_loop().time()
+        tally = Readiness(probe, now) if which == "ready" else Liveness(probe, now)
+        return Asking(
+            tally, self._asker(probe, which), feed, f"ask whether {instance.name} is {which}"
+        )
+
+    def _asker(self, probe: Probe, which: Which) -> Callable[[], Awaitable[str | None]]:
+        match probe.check:
+            case ExecCheck(command=command):
+                # As the app itself: its user and its limits above all.
+                spec = msgspec.structs.replace(
+                    self.spec(), name=f"{self._instance.name} {which}", argv=_words(command)
+                )
+                return partial(ask_command, Command(self._launcher, spec), probe.timeout_s)
+            case HttpCheck() | TcpCheck() as check:
+                assert self._instance.port is not None, "the configuration refuses that"
+                return asker(check, probe, HOST, self._instance.port)
+            case LogCheck() | NotifyCheck():
+                raise AssertionError("what an app says is not asked for")
+
+
+def _words(argv: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(os.fsencode(word) for word in argv)
 
 
 class SidecarBody:
@@ -192,35 +258,13 @@ class SidecarBody:
         self._attach(self._worker, ours)
         return process
 
+    def started(self, _pid: int, _feed: Feed) -> None:
+        """Hear nothing here: a sidecar speaks over its channel."""
+
     def exited(self) -> None:
         """Take its last words."""
         self.output.exited()
 
-    def probe(
-        self, _on_success: Callable[[], None], _on_failure: Callable[[str], None]
-    ) -> Probing | None:
+    def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""
         return None
-
-
-async def _read_all(descriptor: int) -> str:
-    """Read a pipe to its end without blocking the loop, and close it."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    os.set_blocking(descriptor, False)
-    loop.add_reader(descriptor, readable.set)
-    content = b""
-    try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            try:
-                data = os.read(descriptor, 4096)
-            except BlockingIOError:
-                continue
-            if not data:
-                return content.decode(errors="replace")
-            content += data
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)

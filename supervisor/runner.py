@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from meshrun.proxy import tasks
 from meshrun.supervisor import lifecycle, processes
@@ -19,7 +19,10 @@ from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "NotExecutableError", "Probing", "Rest", "Runner"]
+__all__ = ["Body", "Feed", "NotExecutableError", "Probing", "Rest", "Runner", "Which"]
+
+Which = Literal["ready", "alive"]
+Feed = Callable[[Event], None]
 
 
 class NotExecutableError(MeshrunError):
@@ -29,8 +32,12 @@ class NotExecutableError(MeshrunError):
 class Probing(Protocol):
     """A probe that is being asked."""
 
+    @property
+    def tries(self) -> int:
+        """How often it has been asked; 0 where one only waits for what the app says."""
+
     def stop(self) -> None:
-        """Ask no more."""
+        """Ask no more, and feed nothing more."""
 
 
 class Rest(Protocol):
@@ -52,13 +59,14 @@ class Body(Protocol):
     async def spawn(self) -> Process:
         """Start it. Raises NotExecutableError, or MeshrunError if another try may help."""
 
+    def started(self, pid: int, feed: Feed) -> None:
+        """Listen to what it says itself; called once whoever must know has heard that it lives."""
+
     def exited(self) -> None:
         """Take what it left behind (its last output); called before anybody hears of the exit."""
 
-    def probe(
-        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
-    ) -> Probing | None:
-        """Begin to ask whether it is ready."""
+    def probe(self, which: Which, feed: Feed) -> Probing | None:
+        """Begin to ask whether it is ready, or alive."""
 
 
 # Called after each change with the status before and after it, and the event.
@@ -75,6 +83,7 @@ class Runner:
         body: Body,
         on_change: OnChange,
         random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
         session: Callable[[int], Rest] = Session,
     ) -> None:
         self.name = name
@@ -83,13 +92,14 @@ class Runner:
         self._body = body
         self._on_change = on_change
         self._random = random
+        self._clock = clock
+        self._new_session = session
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
         self._feeding = False
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._prober: Probing | None = None
-        self._new_session = session
+        self._asked: dict[Which, Probing] = {}
         self._session: Rest | None = None
         self._told: tuple[int, float] | None = None
         self._timer_at: float | None = None
@@ -108,9 +118,7 @@ class Runner:
 
     def _step(self, event: Event) -> None:
         before = self.status
-        after, actions = lifecycle.step(
-            before, event, self.policy, time.monotonic(), self._random()
-        )
+        after, actions = lifecycle.step(before, event, self.policy, self._clock(), self._random())
         if after.number != before.number and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -141,11 +149,13 @@ class Runner:
             case events.EndSession(number):
                 self._end_session(number)
             case events.SetTimer(number, at):
+                if self._timer is not None:
+                    self._timer.cancel()
                 self._timer_at = at
-                delay_s = max(0.0, at - time.monotonic())
+                delay_s = max(0.0, at - self._clock())
                 self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
-            case events.Probing(on):
-                self._probe(on=on)
+            case events.Probing():
+                self._probe(action)
 
     async def _spawn(self) -> None:
         try:
@@ -166,6 +176,9 @@ class Runner:
         self._session = self._new_session(process.pid)
         self._told = None
         self.feed(events.Spawned(process.pid))
+        self._guarded(
+            partial(self._body.started, process.pid, self.feed), f"listening to {self.name}"
+        )
         exit_ = process.explain(await process.exited)
         self._guarded(self._body.exited, f"taking the last output of {self.name}")
         process.close()
@@ -175,7 +188,7 @@ class Runner:
         process = self._process
         if process is None:
             return
-        self._told = (number, time.monotonic())
+        self._told = (number, self._clock())
         process.send_signal(number)
         if self._session is not None:
             self._session.send_signal(number)
@@ -201,17 +214,25 @@ class Runner:
             processes=[Shown(p, of, processes.command_line(p)) for p, of in parents.items()],
         )
 
-    def _probe(self, *, on: bool) -> None:
-        if self._prober is not None:
-            self._prober.stop()
-            self._prober = None
-        if on:
-            self._prober = self._body.probe(
-                lambda: self.feed(events.ProbeSucceeded()),
-                lambda reason: self.feed(events.ProbeFailed(reason)),
-            )
+    def _probe(self, wanted: events.Probing) -> None:
+        wanted_by: tuple[tuple[Which, bool], ...]
+        wanted_by = (("ready", wanted.ready), ("alive", wanted.alive))
+        for which, on in wanted_by:
+            asked = self._asked.get(which)
+            if not on and asked is not None:
+                asked.stop()
+                del self._asked[which]
+            elif on and asked is None:
+                started = self._body.probe(which, self.feed)
+                if started is not None:
+                    self._asked[which] = started
+
+    def tries(self, which: Which) -> int:
+        """Return how often a probe has been asked in this life, as far as it is asked at all."""
+        asked = self._asked.get(which)
+        return 0 if asked is None else asked.tries
 
     def _end_session(self, number: int) -> None:
         assert self._session is not None
-        self._told = (number, time.monotonic())
+        self._told = (number, self._clock())
         self._session.end(number, partial(self.feed, events.SessionEnded()))

@@ -7,6 +7,7 @@ from meshrun.supervisor.environment import (
     UpstreamAddress,
     effective,
     injected,
+    notify_variables,
     variable_name,
     variables,
 )
@@ -76,6 +77,17 @@ def test_what_is_nearer_to_the_app_wins() -> None:
 @pytest.mark.parametrize("port", [None, 0])
 def test_without_a_port_there_is_no_port_from_elsewhere(port: int | None) -> None:
     assert "PORT" not in effective({"PORT": "1"}, {"PORT": "2"}, {"PORT": "3"}, web(port))
+
+
+def test_what_the_callers_keeper_gave_to_the_caller_is_not_handed_on() -> None:
+    keepers = {"NOTIFY_SOCKET": "/run/systemd/notify", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "7"}
+    assert effective(keepers, {}, {}, web()).keys().isdisjoint(keepers)
+    assert effective(keepers, {}, {"NOTIFY_SOCKET": "own"}, web())["NOTIFY_SOCKET"] == "own"
+
+
+def test_one_that_notifies_is_told_where_and_how_often() -> None:
+    assert notify_variables("/run/x", None) == {"NOTIFY_SOCKET": "/run/x"}
+    assert notify_variables("@x", 2.5)["WATCHDOG_USEC"] == "2500000"
 
 
 def test_another_runs_marker_is_not_handed_on() -> None:

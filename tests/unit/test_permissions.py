@@ -17,7 +17,7 @@ from meshrun.proxy.permissions import (
     Matcher,
     Permission,
 )
-from meshrun.proxy.regex import RegexError, full_match
+from meshrun.proxy.regex import RegexError, full_match, search
 
 Values = tuple[str, ...]
 
@@ -330,6 +330,13 @@ def test_what_is_no_expression_is_refused_in_re2s_words(expression: str, said: s
 def test_an_expression_that_takes_too_much_memory_is_refused() -> None:
     with pytest.raises(RegexError, match="too large"):
         full_match(r"((\w{100}){5}){2}" * 20)
+
+
+def test_a_search_finds_bytes_anywhere_whatever_stands_around_them() -> None:
+    found = search("port é$")
+    assert found(b"\xff\xfe on port \xc3\xa9")
+    assert not found(b"port \xc3\xa9.")
+    assert search("a.b")(b"xa\x00by")
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=20))
