@@ -134,6 +134,7 @@ def folder() -> Iterator[Path | None]:
         yield found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("habit", "end"), cells())
 def test_nothing_is_left(tmp_path: Path, folder: Path | None, habit: str, end: str) -> None:
     trail = tmp_path / "trail"
