@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# What Debian has of the peers, and of what loads them.
-PEERS := haproxy nginx libnginx-mod-stream openssl stunnel4 wrk apache2-utils nghttp2-client
+# What Debian has of the peers, of what loads them, and what reads the units of systemd.
+PEERS := haproxy nginx libnginx-mod-stream openssl stunnel4 wrk apache2-utils nghttp2-client systemd
 
 .PHONY: install up test test-long lint format bench peers clean
 

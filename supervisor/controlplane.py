@@ -92,17 +92,28 @@ class ControlPlane:
         self._clock = clock
         self._version = 0
         self._ready: frozenset[str] = frozenset()
-        self._sidecars = {
-            instance.name: tuple(_Link(worker) for worker in instance.sidecar)
-            for instance in plan.instances
-        }
-        self._links = tuple(chain.from_iterable(self._sidecars.values()))
+        self._sidecars: dict[str, tuple[_Link, ...]] = {}
         self._bell = Bell()
+        for instance in plan.instances:
+            self.add(instance)
 
     @property
     def default_action(self) -> Action:
         """What happens where no intention matches."""
         return self._plan.configuration.mesh.default_intention
+
+    def add(self, instance: Instance) -> None:
+        """Take up the sidecar of an instance; `attach` brings its workers."""
+        self._sidecars[instance.name] = tuple(_Link(worker) for worker in instance.sidecar)
+
+    def remove(self, name: str) -> None:
+        """Forget the sidecar of an instance, which has ended."""
+        for link in self._sidecars.pop(name):
+            self._forget(link)
+
+    @property
+    def _links(self) -> tuple[_Link, ...]:
+        return tuple(chain.from_iterable(self._sidecars.values()))
 
     def _link(self, worker: Worker) -> _Link:
         return self._sidecars[worker.instance.name][worker.number - 1]

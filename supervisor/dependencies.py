@@ -1,13 +1,13 @@
 """When an app may start: what `depends_on` asks for against where its dependencies are."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from meshrun.supervisor.configuration.model import Condition
 from meshrun.supervisor.lifecycle import Phase, Status
 
-__all__ = ["Verdict", "judge", "stop_order"]
+__all__ = ["Verdict", "expected_to_complete", "judge", "stop_order"]
 
 
 class Outlook(enum.Enum):
@@ -69,6 +69,16 @@ def judge(depends_on: Mapping[str, Condition], statuses: Mapping[str, Sequence[S
     if failed:
         return Verdict(Outlook.NEVER, tuple(failed))
     return Verdict(Outlook.WAIT, tuple(open_)) if open_ else Verdict(Outlook.MET)
+
+
+def expected_to_complete(depends_on: Iterable[Mapping[str, Condition]]) -> frozenset[str]:
+    """Return the services of which another one waits for the end: migrations, and the like."""
+    return frozenset(
+        service
+        for conditions in depends_on
+        for service, condition in conditions.items()
+        if condition in ("completed", "succeeded")
+    )
 
 
 def stop_order(depends_on: Mapping[str, Mapping[str, Condition]]) -> list[list[str]]:

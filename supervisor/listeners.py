@@ -49,12 +49,16 @@ def owner_of(port: int) -> str:
 
 @dataclass(slots=True)
 class Listeners:
-    """Listening sockets by port."""
+    """Listening sockets by port; `handed` were opened by somebody else, and wait for a claim."""
 
     sockets: dict[int, socket.socket] = field(default_factory=dict)
+    handed: dict[int, socket.socket] = field(default_factory=dict)
 
     def claim(self, port: int) -> bool:
         """Bind and listen on a port; False if it is taken."""
+        if port in self.handed:
+            self.sockets[port] = self.handed.pop(port)
+            return True
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,6 +72,17 @@ class Listeners:
         listener.setblocking(False)
         self.sockets[port] = listener
         return True
+
+    def refuse_handed(self) -> list[int]:
+        """Close what was handed over and is not claimed; return the ports."""
+        ports = sorted(self.handed)
+        for port in ports:
+            self.handed.pop(port).close()
+        return ports
+
+    def release(self, port: int) -> None:
+        """Stop listening on a port."""
+        self.sockets.pop(port).close()
 
     def close(self) -> None:
         """Stop listening everywhere."""

@@ -3,8 +3,8 @@
 Pure: the same configuration, selection, remembered ports and claims give the same plan.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meshrun.proxy.messages import Requests
@@ -20,10 +20,12 @@ from meshrun.supervisor.configuration.model import (
     Protocol,
     UpstreamReference,
 )
+from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.environment import UpstreamAddress
 from meshrun.supervisor.errors import MeshrunError
 
 __all__ = [
+    "HOST",
     "Instance",
     "Plan",
     "PlannedShare",
@@ -34,6 +36,8 @@ __all__ = [
     "count_workers",
     "instance_name",
     "make",
+    "planned_upstream",
+    "scaled",
     "select",
 ]
 
@@ -42,12 +46,16 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What of a configuration is to run, and how many of each; `isolated` ignores fixed ports."""
+    """What of a configuration is to run, and how many of each; `isolated` ignores fixed ports.
+
+    An app with whose end the run ends (`ends`) is not started again.
+    """
 
     names: tuple[str, ...] = ()
     dependencies: bool = True
     scale: Mapping[str, int] | None = None
     isolated: bool = False
+    ends: EndRule = field(default_factory=EndRule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +209,7 @@ def make(
     Raises MeshrunError for an unknown name, PortTakenError, PortsExhaustedError.
     """
     chosen = select(configuration, selection)
-    apps = _scaled(configuration, selection, chosen)
+    apps = scaled(configuration, selection, chosen)
     externals = [e for name, e in configuration.services.items() if name in chosen]
     wishes = list(_wishes(configuration, apps.values(), externals, isolated=selection.isolated))
     given = ports.allocate(wishes, remembered, claim)
@@ -214,12 +222,17 @@ def make(
     return Plan(configuration=configuration, instances=tuple(instances), ports=given)
 
 
-def _scaled(
-    configuration: Configuration, selection: Selection, chosen: tuple[str, ...]
+def scaled(
+    configuration: Configuration, selection: Selection, chosen: Collection[str]
 ) -> dict[str, App]:
+    """Return the apps of `chosen` as the selection has them."""
     scale = selection.scale or {}
     return {
-        name: replace(app, instances=scale.get(name, app.instances))
+        name: replace(
+            app,
+            instances=scale.get(name, app.instances),
+            restart="never" if selection.ends.runs_once(name) else app.restart,
+        )
         for name, app in configuration.apps.items()
         if name in chosen
     }
@@ -228,14 +241,14 @@ def _scaled(
 def count_instances(configuration: Configuration, selection: Selection) -> int:
     """Return how many instances a plan will have. Raises MeshrunError for an unknown name."""
     chosen = select(configuration, selection)
-    apps = _scaled(configuration, selection, chosen)
+    apps = scaled(configuration, selection, chosen)
     return len(chosen) - len(apps) + sum(app.instances for app in apps.values())
 
 
 def count_workers(configuration: Configuration, selection: Selection) -> int:
     """Return how many workers all sidecars of a plan will have. Raises as `count_instances`."""
     chosen = select(configuration, selection)
-    apps = _scaled(configuration, selection, chosen)
+    apps = scaled(configuration, selection, chosen)
     externals = [e for name, e in configuration.services.items() if name in chosen]
     return sum(a.instances * a.workers for a in apps.values()) + sum(e.workers for e in externals)
 
@@ -290,7 +303,7 @@ def _app_instance(
     identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
     port = given.get(_app_holder(name))
     upstreams = tuple(
-        _upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
+        planned_upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
     )
     injected = environment.injected(
         app=app.name,
@@ -324,9 +337,10 @@ def _app_instance(
     )
 
 
-def _upstream(
+def planned_upstream(
     configuration: Configuration, reference: UpstreamReference, port: int
 ) -> PlannedUpstream:
+    """Return an upstream of an app at the port that it was given."""
     service = reference.service
     target = configuration.apps.get(service) or configuration.services[service]
     trust_domain = configuration.mesh.trust_domain

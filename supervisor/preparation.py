@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,9 +67,11 @@ def prepare(
     selection: plan.Selection,
     state_path: Path,
     environ: Mapping[str, str],
+    handed: Mapping[int, socket.socket] | None = None,
 ) -> Prepared:
     """Take the state folder and everything else that a run needs.
 
+    `handed` are listening sockets by port that a service manager has opened already.
     Raises MeshrunError: another run has the folder, a port is taken, the root is unusable.
     """
     most = _raise_descriptor_limit()
@@ -82,7 +85,7 @@ def prepare(
         database = Database.open(state)
         undo.callback(database.close)
         root, new_root = _root(state, database, configuration.mesh.trust_domain)
-        listeners, leases = Listeners(), Leases()
+        listeners, leases = Listeners(handed=dict(handed or {})), Leases()
         undo.callback(listeners.close)
         undo.callback(leases.close)
         run_id = secrets.token_hex(8)
@@ -110,8 +113,18 @@ def prepare(
             notices=(
                 *(f"ended what an earlier run had left: {command}" for command in leftovers),
                 *((new_root,) if new_root is not None else ()),
+                *_useless(listeners),
             ),
         )
+
+
+def _useless(listeners: Listeners) -> list[str]:
+    """Close the sockets that were handed over and have no use, and say which."""
+    return [
+        f"the service manager has opened port {port}, which is no sidecar's; is its socket unit "
+        "older than mesh.toml? See: meshrun export systemd"
+        for port in listeners.refuse_handed()
+    ]
 
 
 def _lock(state: StateDir) -> None:

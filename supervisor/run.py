@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from meshrun.proxy import messages
@@ -17,6 +17,7 @@ from meshrun.supervisor import (
     bodies,
     ca,
     dependencies,
+    ends,
     lifecycle,
     processes,
     runfile,
@@ -34,6 +35,7 @@ from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.lifecycle import Phase, Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.logs import Logs
+from meshrun.supervisor.oneoff import OneOff, OneOffs
 from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.reporter import Reporter
@@ -41,7 +43,14 @@ from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
-__all__ = ["KILL_S", "Readiness", "Run", "StoppingError", "UnknownNameError"]
+__all__ = [
+    "KILL_S",
+    "Readiness",
+    "Run",
+    "StoppingError",
+    "UnknownNameError",
+    "longest_stop_s",
+]
 
 # Design 8: a launched sidecar that does not acknowledge within it is killed and started again.
 ENFORCE_TIMEOUT_S = 2.0
@@ -50,6 +59,15 @@ ROTATE_TIMEOUT_S = 30.0
 KILL_S = 4.0
 # How many names of many a sentence has.
 SHOWN = 5
+
+
+def longest_stop_s(grace_s: float) -> float:
+    """Return how long a stop takes at most, where the most patient app has `grace_s` to end.
+
+    A grace until all are told, one for the last of them, one for the rest of its session, the
+    sidecars', and what KILL needs.
+    """
+    return 3 * grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
 
 
 class StoppingError(MeshrunError):
@@ -87,6 +105,8 @@ class Run:
         self.started_at = time.time()
         self.bell = Bell()
         self.stopping = False
+        # Whether a changed configuration is being applied; the bell is rung for it.
+        self.reloading = False
         self.apps: dict[str, Runner] = {}
         self._launcher = launcher
         self._journal = journal
@@ -95,6 +115,7 @@ class Run:
         self._instances = {instance.name: instance for instance in self.plan.instances}
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
+        self._since: dict[str, float] = {}
         self.killed_at: float | None = None
         logging = self.plan.configuration.mesh.access_log
         self.access = Access(logs, time.time, logging=logging)
@@ -115,6 +136,14 @@ class Run:
             self._reporter,
             journal,
             self._worker_changed,
+        )
+        self.one_offs = OneOffs(
+            prepared.listeners,
+            self.control,
+            self.sidecars,
+            timeline,
+            self.bell,
+            prepared.database.ports,
         )
         self.externals = Externals(self.plan.instances, self._external_changed)
         for instance in self.plan.instances:
@@ -153,6 +182,8 @@ class Run:
         self, instance: Instance, _runner: Runner, before: Status, after: Status, event: Event
     ) -> None:
         self._tell_who_is_ready()
+        if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
+            self._since[instance.name] = time.time()
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._known.pop(instance.name, None)
@@ -169,6 +200,7 @@ class Run:
 
     def _external_changed(self, instance: Instance) -> None:
         self._tell_who_is_ready()
+        self._since[instance.name] = time.time()
         reason = self.externals.reason(instance.name)
         self._reporter.external_changed(instance, reason)
         self._changed()
@@ -261,6 +293,25 @@ class Run:
             raise UnknownNameError(
                 f'no service "{name}" runs here{suggest.hint(name, known)}; there are: {there}'
             )
+
+    def begin_one_off(self, name: str, program: str, pid: int | None) -> OneOff:
+        """Give a command of an app a sidecar; `pid` is of who holds it until `one_offs.end`.
+
+        Raises StoppingError, UnknownNameError, MeshrunError.
+        """
+        if self.stopping:
+            raise StoppingError("cannot run a command: the mesh is being stopped")
+        configuration = self.plan.configuration
+        app = configuration.apps.get(name)
+        if app is None:
+            known = ", ".join(configuration.apps)
+            raise UnknownNameError(
+                f'no app "{name}"{suggest.hint(name, configuration.apps)}; there are: {known}'
+            )
+        port = next((instance.port for instance in self.plan.of(name)), app.port)
+        return self.one_offs.begin(
+            configuration, app, port=port, caller=os.environ, program=program, pid=pid
+        )
 
     def tap(
         self, tell: Callable[[Entries], None], source: str | None, destination: str
@@ -359,10 +410,14 @@ class Run:
         takes_calls = app.status.ready if app is not None else instance.name in self.externals.ready
         return takes_calls and self.control.is_ready(instance.name)
 
+    def since(self, name: str) -> float:
+        """Return when an instance came into the state that it is in; wall-clock seconds."""
+        return self._since.get(name, self.started_at)
+
     async def ready(self, timeout_s: float) -> Readiness:
         """Wait until everything is ready or has completed, or until something has failed."""
-        await self.bell.until(lambda: self._readiness() is not None, timeout_s)
-        settled = self._readiness()
+        await self.bell.until(lambda: self.readiness() is not None, timeout_s)
+        settled = self.readiness()
         if settled is not None:
             return settled
         late = next(i for i in self.plan.instances if not self._settled(i))
@@ -372,7 +427,8 @@ class Run:
         why = f": {reason}" if reason else ""
         return Readiness(False, late.name, f"{late.name} is {state} after {timeout_s:g} s{why}")
 
-    def _readiness(self) -> Readiness | None:
+    def readiness(self) -> Readiness | None:
+        """Return whether everything is ready, None while that is not settled."""
         for name, app in self.apps.items():
             if app.status.phase in (Phase.FAILED, Phase.CRASH_LOOP):
                 shown = app.status.phase.shown
@@ -386,15 +442,33 @@ class Run:
         completed = app is not None and app.status.phase is Phase.COMPLETED
         return completed or self.is_ready(instance)
 
+    def summary(self) -> str:
+        """Say in a line for people how everything is."""
+        open_ = [i.name for i in self.plan.instances if not self._settled(i)]
+        total = len(self.plan.instances)
+        ready = f"{total - len(open_)} of {total} instances ready"
+        if not open_:
+            return ready
+        states = [f"{name} {self._state(name)}" for name in open_[:SHOWN]]
+        more = f" and {len(open_) - SHOWN} more" if len(open_) > SHOWN else ""
+        return f"{ready}; not ready: {', '.join(states)}{more}"
+
+    def _state(self, name: str) -> str:
+        app = self.apps.get(name)
+        return f"({app.status.phase.shown})" if app is not None else "(external)"
+
     async def enforce_intentions(self) -> None:
         """Return when every running sidecar enforces the intentions as they are now."""
         for worker in await self.control.enforced(ENFORCE_TIMEOUT_S):
             reason = f"it did not enforce a change within {ENFORCE_TIMEOUT_S:g} s"
             self.sidecars.broke(worker, reason)
 
-    async def rotate(self, names: Iterable[str]) -> None:
+    async def rotate(self, names: Collection[str]) -> None:
         """Give sidecars new leaves; raises MeshrunError naming those that did not take theirs."""
-        late = await self.control.rotate(self.resolve(names), ROTATE_TIMEOUT_S)
+        chosen = self.resolve(names)
+        if not names:
+            chosen += [one_off.instance.name for one_off in self.one_offs.running]
+        late = await self.control.rotate(chosen, ROTATE_TIMEOUT_S)
         if late:
             names = ", ".join(worker.name for worker in late)
             raise MeshrunError(
@@ -403,19 +477,21 @@ class Run:
 
     # Ending.
 
-    async def ended_by_itself(self) -> None:
-        """Wait until every app has ended for good; for ever if there is none."""
+    async def ended_by_itself(self, rule: ends.EndRule) -> ends.Ended:
+        """Wait until the run ends by what its apps do; for ever if there is none."""
+        found: list[ends.Ended] = []
 
         def over() -> bool:
-            phases = [app.status.phase for app in self.apps.values()]
-            return bool(phases) and all(p in (Phase.COMPLETED, Phase.FAILED) for p in phases)
+            apps = {n: (self._instances[n].service, app.status) for n, app in self.apps.items()}
+            expected = dependencies.expected_to_complete(
+                i.app.depends_on for i in self.plan.instances if i.app is not None
+            )
+            ended = ends.ended(rule, apps, expected)
+            found.extend([] if ended is None else [ended])
+            return bool(found)
 
         await self.bell.until(over, None)
-
-    @property
-    def failed(self) -> bool:
-        """Whether an app has failed for good."""
-        return any(app.status.phase is Phase.FAILED for app in self.apps.values())
+        return found[0]
 
     async def stop(self) -> None:
         """End everything in order: dependants, what they depend on, sidecars."""
@@ -437,12 +513,8 @@ class Run:
 
     @property
     def longest_stop_s(self) -> float:
-        """How long `stop` takes at most.
-
-        A grace until all are told, one for the last of them, one for the rest of its session, the
-        sidecars', and what KILL needs.
-        """
-        return 3 * self._grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
+        """How long `stop` takes at most."""
+        return longest_stop_s(self._grace_s)
 
     def _stop_all(self) -> None:
         for app in self.apps.values():

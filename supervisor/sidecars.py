@@ -53,10 +53,10 @@ class Sidecars:
         self._journal = journal
         self._on_change = on_change
         self._workers: dict[str, tuple[Runner, ...]] = {}
-        self._bodies: list[bodies.SidecarBody] = []
+        self._bodies: dict[str, list[bodies.SidecarBody]] = {}
 
     def add(self, instance: Instance) -> None:
-        """Take up the sidecar of an instance; `start` starts it."""
+        """Take up the sidecar of an instance; `start` or `start_of` starts it."""
         named = {upstream.name: self._listeners[upstream.port] for upstream in instance.upstreams}
         if instance.inbound_port is not None:
             named = {"": self._listeners[instance.inbound_port], **named}
@@ -73,7 +73,7 @@ class Sidecars:
             self._control.attach,
             partial(self._reporter.worker_wrote, worker),
         )
-        self._bodies.append(body)
+        self._bodies.setdefault(worker.instance.name, []).append(body)
         return Runner(worker.name, POLICY, body, partial(self._changed, worker), random.random)
 
     def _changed(
@@ -87,7 +87,12 @@ class Sidecars:
 
     def start(self) -> None:
         """Start every worker."""
-        for runner in self.runners:
+        for name in self._workers:
+            self.start_of(name)
+
+    def start_of(self, instance: str) -> None:
+        """Start the workers of one instance's sidecar."""
+        for runner in self._workers[instance]:
             runner.feed(events.Start())
             runner.feed(events.DependenciesMet())
 
@@ -121,8 +126,18 @@ class Sidecars:
 
     def stop(self) -> None:
         """Begin to end every worker; `ended` says when that is done."""
-        for runner in self.runners:
+        for name in self._workers:
+            self.stop_of(name)
+
+    def stop_of(self, instance: str) -> None:
+        """Begin to end the workers of one instance's sidecar."""
+        for runner in self._workers[instance]:
             runner.feed(events.Stop())
+
+    def remove(self, instance: str) -> None:
+        """Forget the sidecar of an instance; each of its workers has ended."""
+        del self._workers[instance]
+        del self._bodies[instance]
 
     @property
     def ended(self) -> bool:
@@ -131,10 +146,10 @@ class Sidecars:
 
     def pause_output(self) -> None:
         """Let the workers wait with what they write."""
-        for body in self._bodies:
+        for body in chain.from_iterable(self._bodies.values()):
             body.output.pause()
 
     def resume_output(self) -> None:
         """Take the workers' output again."""
-        for body in self._bodies:
+        for body in chain.from_iterable(self._bodies.values()):
             body.output.resume()

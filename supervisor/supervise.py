@@ -15,12 +15,15 @@ from meshrun.proxy import tasks
 from meshrun.supervisor import cgroup, prctl, processes, runfile
 from meshrun.supervisor.api import server
 from meshrun.supervisor.console import Console
+from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.journal import Journal, open_journal
 from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.logs import MESH, Line, Logs
 from meshrun.supervisor.painter import Painter
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.run import KILL_S, Run
+from meshrun.supervisor.sdnotify import Contact
+from meshrun.supervisor.service_manager import ServiceManager
 from meshrun.supervisor.statedir import CONTROL_SOCKET
 from meshrun.supervisor.timeline import Timeline
 
@@ -66,12 +69,15 @@ async def supervise(
     prepared: Prepared,
     launcher: Launcher,
     *,
+    ends: EndRule,
     foreground: bool,
     on_started: Callable[[], None],
+    contact: Contact | None = None,
 ) -> int:
-    """Run the mesh until it ends, and return the exit code.
+    """Run the mesh until it ends, and return the exit code; `ends` says what else ends it.
 
     `on_started` is called when the control socket answers and every process has been asked for.
+    `contact` is the service manager that wants to know how the run is.
     """
     loop = asyncio.get_running_loop()
     prctl.set_subreaper()
@@ -97,9 +103,12 @@ async def supervise(
     timeline.add("up", "mesh", "the mesh was started")
     run.start()
     on_started()
-    tasks.start(_until_over(run, ending), "end when every app has ended")
+    manager = ServiceManager(contact, log.journal)
+    tasks.start(manager.follow(run), "tell the service manager")
+    tasks.start(_until_over(run, ends, ending, log.journal), "end when every app has ended")
     code = await ending.decided
-    await _stop(run, launcher, log.journal, lost)
+    manager.stopping(run.longest_stop_s)
+    await _stop(run, launcher, log.journal, manager, lost)
     if lost.is_set():
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
@@ -108,16 +117,21 @@ async def supervise(
     timeline.flush()
     await api.close()
     _clean_up(prepared, launcher)
+    manager.close()
     log.close()
     return code
 
 
-async def _until_over(run: Run, ending: _Ending) -> None:
-    await run.ended_by_itself()
-    ending.decide(EXIT_BROKEN if run.failed else EXIT_OK)
+async def _until_over(run: Run, rule: EndRule, ending: _Ending, journal: Journal) -> None:
+    ended = await run.ended_by_itself(rule)
+    if ended.instance is not None and not ending.decided.done():
+        journal.info(f"{ended.instance} has ended, and so does the mesh")
+    ending.decide(ended.code)
 
 
-async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Event) -> None:
+async def _stop(
+    run: Run, launcher: Launcher, journal: Journal, manager: ServiceManager, lost: asyncio.Event
+) -> None:
     """Stop in order, unless the launcher is lost: then nobody would hear of any end."""
     stop = tasks.start(run.stop(), "stop the run")
     gone = tasks.start(lost.wait(), "notice the launcher's end")
@@ -135,7 +149,9 @@ async def _stop(run: Run, launcher: Launcher, journal: Journal, lost: asyncio.Ev
             journal.error("the launcher does not answer and is killed")
             launcher.kill()
         else:
-            journal.info(f"waiting for {run.describe_blocking() or 'the sidecars'} to end")
+            waiting = f"waiting for {run.describe_blocking() or 'the sidecars'} to end"
+            journal.info(waiting)
+            manager.say(waiting)
     stop.cancel()
     gone.cancel()
 

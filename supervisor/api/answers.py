@@ -1,14 +1,28 @@
 """What every handler needs: JSON in and out, the run, errors as text that users are shown."""
 
+import socket
+import struct
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from meshrun.supervisor.run import Run
 
-__all__ = ["END", "RUN", "Handler", "Lines", "body", "json", "problem", "want", "want_number"]
+__all__ = [
+    "END",
+    "RUN",
+    "Handler",
+    "Lines",
+    "Peer",
+    "body",
+    "caller",
+    "json",
+    "problem",
+    "want",
+    "want_number",
+]
 
 RUN: web.AppKey[Run] = web.AppKey("run", Run)
 # Called when somebody wants the run to end.
@@ -18,6 +32,26 @@ HIGHEST_NUMBER = 1_000_000_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
+
+
+_UCRED = struct.Struct("3i")
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a Unix socket (`struct ucred`)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def caller(request: web.Request) -> Peer | None:
+    """Return who asks, as the kernel says (SO_PEERCRED); None where the caller has gone."""
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if sock is None:
+        return None
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return Peer(*_UCRED.unpack(raw))
 
 
 def json(value: object) -> web.Response:

@@ -11,6 +11,7 @@ from aiohttp import web
 from meshrun.supervisor import processes, usage
 from meshrun.supervisor.api.answers import END, RUN, Handler, body, json, problem, want_number
 from meshrun.supervisor.lifecycle import Phase, Status
+from meshrun.supervisor.oneoff import OneOff
 from meshrun.supervisor.plan import Instance
 from meshrun.supervisor.run import Run
 from meshrun.supervisor.runfile import RUN_MARKER
@@ -86,6 +87,17 @@ class _Sidecar:
         own = [size for size in found if size is not None]
         return sum(own) if own else None
 
+    def row(self) -> dict[str, object]:
+        """Return its part of a row."""
+        return {
+            "sidecar_pid": self.workers[0].pid,
+            "sidecar_pids": self.pids,
+            "sidecar_state": self.state,
+            "sidecar_restarts": sum(worker.restarts for worker in self.workers),
+            "sidecar_cpu_percent": self.cpu_percent,
+            "sidecar_memory_bytes": self.memory_bytes,
+        }
+
 
 def _row(run: Run, instance: Instance) -> dict[str, object]:
     now = time.monotonic()
@@ -103,17 +115,28 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         "restarts": status.restarts,
         "exit_code": status.exit.status if status.exit is not None else None,
         "uptime_s": _uptime_s(status, now),
-        "sidecar_pid": sidecar.workers[0].pid,
-        "sidecar_pids": sidecar.pids,
         "sidecar_port": instance.inbound_port,
-        "sidecar_state": sidecar.state,
-        "sidecar_restarts": sum(worker.restarts for worker in sidecar.workers),
         "cpu_percent": used.cpu_percent if used is not None else None,
         "memory_bytes": used.memory_bytes if used is not None else None,
-        "sidecar_cpu_percent": sidecar.cpu_percent,
-        "sidecar_memory_bytes": sidecar.memory_bytes,
+        **sidecar.row(),
         "reason": _reason(run, instance, status),
         "next_try_in_s": _next_try_in_s(status, now),
+    }
+
+
+def _command_row(run: Run, one_off: OneOff) -> dict[str, object]:
+    """Describe a one-off command. Its use of the machine is its caller's, whose process it is."""
+    sidecar = _Sidecar(run.sidecars.of(one_off.instance.name))
+    return {
+        "app": one_off.instance.service,
+        "instance": one_off.instance.name,
+        "state": Phase.RUNNING.shown,
+        "ready": run.one_offs.is_ready(one_off),
+        "pid": one_off.pid,
+        "uptime_s": round(time.monotonic() - one_off.started_at, 3),
+        "restarts": 0,
+        **sidecar.row(),
+        "reason": f"runs {one_off.program}",
     }
 
 
@@ -133,6 +156,7 @@ async def list_instances(request: web.Request) -> web.StreamResponse:
     """Show every instance."""
     run = request.app[RUN]
     rows = [_row(run, instance) for instance in run.plan.instances]
+    rows += [_command_row(run, one_off) for one_off in run.one_offs.running]
     _meter.forget_all_but(set(processes.all_pids()))
     return json(rows)
 
@@ -225,6 +249,7 @@ async def why(request: web.Request) -> web.StreamResponse:
                 "instance": instance.name,
                 "state": status.phase.shown if app is not None else "external",
                 "ready": run.is_ready(instance),
+                "since": run.since(instance.name),
                 "reason": _reason(run, instance, status),
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,

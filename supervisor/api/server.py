@@ -1,22 +1,19 @@
 """Serves the API on the control socket, and lets in only the owner of the run and root."""
 
 import os
-import socket
 import sqlite3
-import struct
 from collections.abc import Callable
 
 from aiohttp import web
 
 from meshrun.proxy.errors import MeshrunError
-from meshrun.supervisor.api import certificates, instances, intentions, metrics, records
-from meshrun.supervisor.api.answers import END, RUN, Handler, problem
+from meshrun.supervisor.api import certificates, instances, intentions, metrics, oneoffs, records
+from meshrun.supervisor.api.answers import END, RUN, Handler, caller, problem
 from meshrun.supervisor.run import Run, StoppingError, UnknownNameError
 
 __all__ = ["Server", "serve"]
 
 BODY_LIMIT_BYTES = 1024 * 1024
-_UCRED = struct.Struct("3i")
 
 
 class Server:
@@ -30,19 +27,10 @@ class Server:
         await self._runner.cleanup()
 
 
-def _caller_uid(request: web.Request) -> int | None:
-    """Return who is at the other end of the socket, as the kernel says (SO_PEERCRED)."""
-    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
-    if sock is None:
-        return None
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(raw)[1]
-    return uid
-
-
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    if _caller_uid(request) not in (os.geteuid(), 0):
+    peer = caller(request)
+    if peer is None or peer.uid not in (os.geteuid(), 0):
         return problem(403, "only the user who runs this mesh, and root, may control it")
     try:
         return await handler(request)
@@ -62,7 +50,7 @@ async def serve(run: Run, end: Callable[[], None]) -> Server:
     application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
     application[RUN] = run
     application[END] = end
-    for module in (instances, records, certificates, intentions, metrics):
+    for module in (instances, oneoffs, records, certificates, intentions, metrics):
         for method, path, handler in module.ROUTES:
             application.router.add_route(method, path, handler)
     # Followers of a stream do not keep a run from ending.

@@ -18,6 +18,9 @@ from meshrun.supervisor.errors import ConfigError, MeshrunError, NotRunningError
 
 __all__ = ["main", "program", "run"]
 
+# In the environment of a call by which a shell asks what could stand at the cursor.
+COMPLETION_VARIABLE = "_MESHRUN_COMPLETE"
+
 _HERE = "meshrun.supervisor.cli"
 
 program = LazyGroup(
@@ -34,9 +37,12 @@ program = LazyGroup(
         "restart": f"{_HERE}.control",
         "check": f"{_HERE}.check",
         "env": f"{_HERE}.env",
+        "run": f"{_HERE}.oneoff",
         "why": f"{_HERE}.why",
         "intentions": f"{_HERE}.intentions",
         "certs": f"{_HERE}.certs",
+        "export": f"{_HERE}.export",
+        "completion": f"{_HERE}.completion",
     },
     aliases={"intention": "intentions"},
     summary="Run the apps of one machine as a service mesh.\n\n"
@@ -51,6 +57,10 @@ def main() -> None:
         # What a locale cannot show must not end a command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if completing := os.environ.get(COMPLETION_VARIABLE):
+        from meshrun.supervisor.cli import completion
+
+        sys.exit(completion.answer(program, completing))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from meshrun.supervisor.cli.columns import age, table
 from meshrun.supervisor.cli.group import Group
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import Leaf, Root
 
@@ -32,7 +33,7 @@ def certs() -> None:
     """
 
 
-@certs.command()
+@certs.command(short_help="Show the leaf that each sidecar serves, or the roots.")
 @click.option("--roots", is_flag=True, help="The roots instead of the leaves; --json has the PEM.")
 @_json
 @click.pass_obj
@@ -40,6 +41,10 @@ def show(place: Place, roots: bool, as_json: bool) -> None:
     """Show the leaf that each sidecar serves, or the roots that all trust.
 
     Each worker of a sidecar has its own.
+
+    \b
+    meshrun certs show
+    meshrun certs show --roots --json | jq -r '.[].pem'
     """
     client = place.client()
     if not roots:
@@ -53,14 +58,17 @@ def show(place: Place, roots: bool, as_json: bool) -> None:
     click.echo(table(heading, [_root_cells(root) for root in found]))
 
 
-@certs.command()
-@click.argument("apps", metavar="[APP…]", nargs=-1)
+@certs.command(short_help="Replace leaves now; no connection is dropped.")
+@click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 @_json
 @click.pass_obj
 def rotate(place: Place, apps: tuple[str, ...], as_json: bool) -> None:
     """Replace leaves now, and return when every sidecar serves its new one.
 
     No connection is dropped. APP is an app (`web`) or one instance (`web.1`); none means all.
+
+    \b
+    meshrun certs rotate web
     """
     leaves = place.client().rotate(apps)
     chosen = [leaf for leaf in leaves if not apps or {leaf.service, leaf.instance} & {*apps}]

@@ -35,7 +35,7 @@ class Call:
     per_request: bool = False
 
 
-@click.command()
+@click.command(short_help="Check mesh.toml and print the plan; start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as an object.")
 @click.pass_obj
 def check(place: Place, as_json: bool) -> None:
@@ -43,6 +43,10 @@ def check(place: Place, as_json: bool) -> None:
 
     Starts nothing. Every mistake is printed with its line and column, and the command exits 2. A
     fixed port that somebody else has is no mistake of the file: it is a warning.
+
+    \b
+    meshrun check
+    meshrun -f other/mesh.toml check
     """
     from meshrun.supervisor.cli import offline
     from meshrun.supervisor.ports import Wish

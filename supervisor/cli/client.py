@@ -15,6 +15,7 @@ from meshrun.supervisor.cli.records import (
     InstanceRow,
     Leaf,
     LogLine,
+    OneOff,
     Outcome,
     Root,
     RunInfo,
@@ -120,6 +121,19 @@ class Client:
     def metrics(self) -> str:
         """Return the page for Prometheus."""
         return self._fetch("GET", "/metrics").decode()
+
+    def begin_one_off(self, app: str, program: str) -> tuple[OneOff, Generator[bytes, None, None]]:
+        """Get a sidecar for a command of an app; returns when that serves.
+
+        It is there until the second value is closed, or this process ends.
+        """
+        query = {"app": app, "program": program}
+        lines = self._lines("/v1/meshrun/one-off", query, follow=True, method="POST")
+        try:
+            return _decoded(next(lines), OneOff), lines
+        except BaseException:
+            lines.close()
+            raise
 
     def env(self, instance: str) -> dict[str, str]:
         """Return the environment of an instance."""
@@ -243,7 +257,9 @@ class Client:
     def _stream(self, path: str, kind: type[T], query: Query, *, follow: bool) -> Iterator[T]:
         return (_decoded(line, kind) for line in self._lines(path, query, follow=follow))
 
-    def _lines(self, path: str, query: Query, *, follow: bool) -> Generator[bytes, None, None]:
+    def _lines(
+        self, path: str, query: Query, *, follow: bool, method: str = "GET"
+    ) -> Generator[bytes, None, None]:
         # Asked here and not with the first line: whoever calls knows that it has begun.
         connection = self._state.connect(CONNECT_TIMEOUT_S)
         with ExitStack() as stack:
@@ -251,7 +267,7 @@ class Client:
             connection.settimeout(None if follow else ANSWER_TIMEOUT_S)
             target = f"{path}?{urlencode(query)}" if query else path
             try:
-                response = exchange(connection, "GET", target, None)
+                response = exchange(connection, method, target, None)
                 if response.status >= 400:
                     _refuse(response, response.body())
             except TransportError as error:

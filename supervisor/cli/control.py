@@ -3,6 +3,7 @@
 import click
 import msgspec
 
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.ps import state_colour
 from meshrun.supervisor.cli.records import Outcome
@@ -11,11 +12,11 @@ __all__ = ["restart", "start", "stop"]
 
 _BAD = ("failed", "backoff", "crash-loop")
 
-_apps = click.argument("apps", metavar="[APP…]", nargs=-1)
+_apps = click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 _json = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 
 
-@click.command()
+@click.command(short_help="Start apps that are stopped, completed or failed.")
 @_apps
 @_json
 @click.pass_obj
@@ -23,6 +24,9 @@ def start(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
     """Start apps of the running mesh that are stopped, completed or failed.
 
     APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
+
+    \b
+    meshrun start web
     """
     return _act(place, "start", apps, as_json)
 
@@ -36,6 +40,10 @@ def stop(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
 
     APP is an app (`web`) or one instance (`web.1`); none means all. They stay stopped until
     `meshrun start`; their sidecars keep running. To end the mesh itself use `meshrun down`.
+
+    \b
+    meshrun stop web     all instances of web
+    meshrun stop web.2   the second one
     """
     return _act(place, "stop", apps, as_json)
 
@@ -48,6 +56,9 @@ def restart(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
     """Stop apps and start them again.
 
     APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
+
+    \b
+    meshrun restart web
     """
     return _act(place, "restart", apps, as_json)
 

@@ -11,10 +11,10 @@ from meshrun.supervisor.statedir import AlreadyLockedError, StateDir
 __all__ = ["down"]
 
 
-@click.command()
+@click.command(short_help="Stop the mesh, and wait until it is gone.")
 @click.option(
     "--timeout",
-    metavar="TIME",
+    metavar="DURATION",
     default="60s",
     show_default=True,
     help="How long the mesh may take to stop.",
@@ -25,6 +25,10 @@ def down(place: Place, timeout: str) -> None:
 
     Where a run was killed, ends what it left behind. Where nothing runs there is nothing to do,
     and that is no failure.
+
+    \b
+    meshrun down
+    meshrun down --timeout 5m
     """
     from meshrun.supervisor.units import UnitError, seconds
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import click
 import msgspec
 
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.errors import MeshrunError
 
@@ -15,8 +16,8 @@ __all__ = ["env", "shell_lines"]
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
-@click.command()
-@click.argument("app")
+@click.command(short_help="Print the environment that APP gets.")
+@click.argument("app", shell_complete=complete_app)
 @click.option("--json", "as_json", is_flag=True, help="Print an object.")
 @click.pass_obj
 def env(place: Place, app: str, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from meshrun.supervisor.cli.intention_arguments import (
     target,
     two_services,
 )
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.request_options import Asking, request_options
 from meshrun.supervisor.errors import MeshrunError
@@ -71,7 +72,7 @@ def _pair_arguments(command: "click.decorators.FC") -> "click.decorators.FC":
     for option in (
         click.option("--from", "source", metavar="SRC", help="The same as the first argument."),
         click.option("--to", "destination", metavar="DST", help="The same as the second argument."),
-        click.argument("names", metavar="SRC DST", nargs=-1),
+        click.argument("names", metavar="SRC DST", nargs=-1, shell_complete=complete_service),
     ):
         command = option(command)
     return command
@@ -79,17 +80,17 @@ def _pair_arguments(command: "click.decorators.FC") -> "click.decorators.FC":
 
 @click.group(cls=Group)
 def intentions() -> None:
-    """Say who may call whom, while the mesh runs.
+    """Say who may call whom.
 
     These intentions lie over those of mesh.toml, outlive the run, and can be read and changed where
     no mesh runs, too. A service is named as in mesh.toml, `*` means every one. Of all that match a
     call exactly one decides: that with the most exact destination, then the most exact source.
 
     \b
-    meshrun intentions create web db           web may call db
-    meshrun intentions create -deny '*' db     nobody else may
-    meshrun intentions create -verb GET api db GET only, the rest by the default
-    meshrun intentions check web db            Allowed
+    meshrun intentions create web db             web may call db
+    meshrun intentions create -deny '*' db       nobody else may
+    meshrun intentions create -verb GET web api  GET only, the rest by the default
+    meshrun intentions check web db              Allowed
     meshrun intentions delete web db
     """
 
@@ -200,7 +201,7 @@ def _create(access: Access, wanted: Intention, *, replace: bool) -> None:
         click.echo(f"Created: {wanted}")
 
 
-@intentions.command(cls=_Check)
+@intentions.command(cls=_Check, short_help="Say whether SRC may call DST.")
 @_pair_arguments
 @request_options
 @_json
@@ -261,13 +262,16 @@ def get(
         click.echo("\n".join(_described(found)))
 
 
-@intentions.command("list", cls=_Command)
+@intentions.command("list", cls=_Command, short_help="List those in force, in their order.")
 @_json
 @click.pass_obj
 def list_all(place: Place, as_json: bool) -> int:
     """List the intentions in force, in the order in which they are evaluated.
 
     Exits 2 where there are none (with --json: prints an empty list and exits 0).
+
+    \b
+    meshrun intentions list
     """
     with open_access(place) as access:
         found = access.effective()
@@ -289,8 +293,8 @@ def list_all(place: Place, as_json: bool) -> int:
     return 0
 
 
-@intentions.command(cls=_Command)
-@click.argument("names", metavar="NAME", nargs=-1)
+@intentions.command(cls=_Command, short_help="List those that may decide about calls to NAME.")
+@click.argument("names", metavar="NAME", nargs=-1, shell_complete=complete_service)
 @click.option("--source", "by_source", is_flag=True, help="Those that name NAME as the source.")
 @click.option(
     "--destination", "by_destination", is_flag=True, help="As the destination (the default)."
@@ -300,7 +304,12 @@ def list_all(place: Place, as_json: bool) -> int:
 def match(
     place: Place, names: tuple[str, ...], by_source: bool, by_destination: bool, as_json: bool
 ) -> None:
-    """List the intentions that may decide about calls to NAME, or with -source from it."""
+    """List the intentions that may decide about calls to NAME, or with -source from it.
+
+    \b
+    meshrun intentions match db
+    meshrun intentions match -source web
+    """
     if by_source and by_destination:
         raise ArgumentsError("Only one of -source or -destination may be specified.")
     if len(names) != 1:
@@ -326,6 +335,9 @@ def delete(
 
     The one that mesh.toml has for the pair, if it has one, is in force again; that one itself is
     deleted in mesh.toml. Returns when no sidecar follows the deleted one any more.
+
+    \b
+    meshrun intentions delete web db
     """
     with open_access(place) as access:
         wanted = sought(Pairing(names, source, destination))

@@ -8,6 +8,7 @@ from datetime import datetime
 import click
 import msgspec
 
+from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import Event, LogLine
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
@@ -31,8 +32,8 @@ _follow = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
 
 
-@click.command()
-@click.argument("apps", metavar="[APP…]", nargs=-1)
+@click.command(short_help="Print what the apps wrote.")
+@click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=complete_app)
 @_follow
 @click.option(
     "-n",
@@ -61,6 +62,11 @@ def logs(
     APP is an app (`web`) or one instance (`web.1`); none means all. Without -f this works after
     the mesh has ended, too. With --access, APP is who called or was called, and -n counts all
     lines together.
+
+    \b
+    meshrun logs -f               everything, as it comes
+    meshrun logs -n 20 web api.2  the last 20 lines of each instance
+    meshrun logs --access -f web  the requests from and to web
     """
     running = place.running()
     if access:
@@ -89,7 +95,7 @@ def logs(
         _print_lines(lines, names)
 
 
-@click.command()
+@click.command(short_help="Print the timeline: starts, exits, denied calls, rotations.")
 @_follow
 @click.option(
     "-n",
@@ -107,6 +113,10 @@ def events(place: Place, follow: bool, last: int, as_json: bool) -> None:
 
     Denied calls of one pair are summed up once a second. Without -f this works after the mesh has
     ended, too.
+
+    \b
+    meshrun events -f
+    meshrun events -n 1000 --json | jq -r 'select(.kind == "exited") | .message'
     """
     running = place.running()
     if running is not None:

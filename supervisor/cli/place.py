@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meshrun.supervisor.cli.client import Client
     from meshrun.supervisor.configuration.model import Configuration
 
-__all__ = ["Place"]
+__all__ = ["VARIABLE", "Place"]
 
 VARIABLE = "MESHRUN_STATE_DIR"
 FILE_NAME = "mesh.toml"

@@ -27,13 +27,18 @@ _COLOURS = {
 }
 
 
-@click.command()
+@click.command(short_help="Show every instance: its state, ports and use of the machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, one an instance.")
 @click.pass_obj
 def ps(place: Place, as_json: bool) -> None:
     """Show every instance: its state, ports and use of the machine, and its sidecar's.
 
-    A sidecar's memory is its proportional share (PSS). Exits 1 where no mesh runs.
+    A command that runs by `meshrun run` is a row, too. A sidecar's memory is its proportional share
+    (PSS). Exits 1 where no mesh runs.
+
+    \b
+    meshrun ps
+    meshrun ps --json | jq -r '.[] | select(.ready | not) | .instance'
     """
     rows = place.client().instances()
     if as_json:

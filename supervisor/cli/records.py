@@ -16,6 +16,7 @@ __all__ = [
     "InstanceRow",
     "Leaf",
     "LogLine",
+    "OneOff",
     "Outcome",
     "Root",
     "RunInfo",
@@ -143,11 +144,12 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an instance is in its state."""
+    """Why an instance is in its state, and `since` when, in wall-clock seconds."""
 
     instance: str
     state: str
     ready: bool
+    since: float | None = None
     reason: str | None = None
     exit: str | None = None
     restarts: int = 0
@@ -155,6 +157,15 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     waiting_for: list[str] = []
     lines: list[str] = []
     events: list[Event] = []
+
+
+class OneOff(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-off command's instance, and the layers of its environment over the caller's."""
+
+    instance: str
+    env_file: dict[str, str]
+    env: dict[str, str]
+    injected: dict[str, str]
 
 
 class Leaf(msgspec.Struct, frozen=True, kw_only=True):

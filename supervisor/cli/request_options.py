@@ -49,8 +49,12 @@ def request_options(command: F) -> F:
             multiple=True,
             help="A header of the request; may be repeated.",
         ),
-        click.option("--path", metavar="PATH", help="Its path and query (with others: /)."),
-        click.option("--method", metavar="METHOD", help="Its method (with others: GET)."),
+        click.option(
+            "--path", metavar="PATH", help="The path and query of the request (default: /)."
+        ),
+        click.option(
+            "--method", metavar="METHOD", help="The method of the request (default: GET)."
+        ),
     ):
         command = option(command)
     return command

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from meshrun.supervisor.cli.columns import age, size
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.records import AccessLine
 from meshrun.supervisor.errors import MeshrunError
@@ -19,9 +20,9 @@ _WIDTHS = (14, 16, 7, 6, 8, 32)
 _HEADING = ("SOURCE", "INSTANCE", "METHOD", "STATUS", "LATENCY", "PATH")
 
 
-@click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
+@click.command(short_help="Show each request from SRC to DST as it happens.")
+@click.argument("source", metavar="SRC", shell_complete=complete_service)
+@click.argument("destination", metavar="DST", shell_complete=complete_service)
 @click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
 @click.pass_obj
 def tap(place: Place, source: str, destination: str, as_json: bool) -> None:
@@ -29,6 +30,10 @@ def tap(place: Place, source: str, destination: str, as_json: bool) -> None:
 
     SRC may be `*` for every caller (quote it for your shell). Of a tcp service each connection is
     shown when it has ended. Nothing is recorded any more once nobody taps.
+
+    \b
+    meshrun tap web api
+    meshrun tap '*' api
     """
     lines = place.client().tap(source, destination)
     print_access(lines, as_json=as_json, dates=False)

@@ -19,6 +19,7 @@ from meshrun.proxy.intentions import (
     precedence,
 )
 from meshrun.supervisor.cli.columns import age
+from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.permission_words import numbered
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.ps import state_colour
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["outranked", "why"]
 
 
-@click.command()
-@click.argument("app", metavar="APP | SRC")
-@click.argument("destination", metavar="[DST]", required=False)
+@click.command(short_help="Explain the state of APP, or whether SRC may call DST.")
+@click.argument("app", metavar="APP | SRC", shell_complete=complete_service)
+@click.argument("destination", metavar="[DST]", required=False, shell_complete=complete_service)
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print an object, or a list of them.")
 @click.pass_obj
@@ -188,7 +189,8 @@ def _in_force(place: Place, destination: str) -> tuple[Sequence[Intention], Acti
 def _lines(found: Explanation) -> list[str]:
     ready = "ready" if found.ready else "not ready"
     state = click.style(found.state, fg=state_colour(found.state))
-    lines = [f"{click.style(found.instance, bold=True)} is {state}, {ready}"]
+    since = "" if found.since is None else f", since {_clock(found.since)}"
+    lines = [f"{click.style(found.instance, bold=True)} is {state}, {ready}{since}"]
     facts = [
         ("reason", found.reason),
         ("waits for", ", ".join(found.waiting_for)),

@@ -134,9 +134,12 @@ class Mesh:
             self.follow()
         return foreground
 
-    def starting(self, *args: str) -> "Foreground":
-        """Start the mesh as one does in a terminal, and return at once."""
-        foreground = Foreground(self._popen("up", *args))
+    def starting(self, *args: str, by: Sequence[str] = ()) -> "Foreground":
+        """Start the mesh as one does in a terminal, and return at once.
+
+        `by` are the words of a command that executes the one that follows them.
+        """
+        foreground = Foreground(self._popen("up", *args, by=by))
         self._foregrounds.append(foreground)
         return foreground
 
@@ -145,9 +148,9 @@ class Mesh:
         self.remember()
         return self.cli("down", check=True)
 
-    def _popen(self, *args: str) -> subprocess.Popen[bytes]:
+    def _popen(self, *args: str, by: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "meshrun", *args],
+            [*by, sys.executable, "-P", "-m", "meshrun", *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -48,6 +48,39 @@ def test_every_command_says_in_a_sentence_what_it_does() -> None:
         for one in (command, *inner):
             assert one.help, name
             assert one.help.split("\n\n")[0].rstrip().endswith((".", "`.")), one.help
+
+
+def leaves() -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with its whole name."""
+    context = click.Context(cli.program)
+    for name in cli.program.list_commands(context):
+        command = cli.program.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            inner = click.Context(command)
+            for below in command.list_commands(inner):
+                found = command.get_command(inner, below)
+                assert found is not None
+                yield f"{name} {below}", found
+        else:
+            yield name, command
+
+
+@pytest.mark.parametrize(("name", "command"), [*leaves()], ids=str)
+def test_the_help_of_every_command_shows_how_it_is_called(
+    name: str, command: click.Command
+) -> None:
+    assert re.search(rf"meshrun .*\b{name}\b", command.help or ""), name
+
+
+@pytest.mark.parametrize("words", [[], ["intentions"], ["certs"], ["export"]])
+def test_no_summary_in_a_list_of_commands_is_cut(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*words, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("\nCommands:\n")[2]
+    assert listed
+    assert "..." not in listed
 
 
 def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

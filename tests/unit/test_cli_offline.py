@@ -338,3 +338,56 @@ class TestDown:
     def test_a_wrong_time_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.run(["down", "-timeout", "soon"]) == 2
         assert "must be a duration" in capsys.readouterr().err
+
+
+UNIT = """
+[mesh]
+name = "shop"
+[apps.web]
+command = "true"
+instances = 2
+stop = { timeout = "20s" }
+cwd = "web"
+upstreams = [{ service = "api", port = 21010 }, { service = "api", as = "other" }]
+[apps.api]
+command = "true"
+"""
+
+
+def test_export_prints_what_systemd_needs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mesh.toml").write_text(UNIT)
+    assert cli.run(["export", "systemd", "--state-dir", str(folder / "state")]) == 0
+    printed = capsys.readouterr()
+    assert f"WorkingDirectory={folder}\n" in printed.out
+    assert f"--config={folder}/mesh.toml --state-dir={folder}/state up\n" in printed.out
+    assert "TimeoutStopSec=75\n" in printed.out
+    assert printed.out.count("ListenStream=127.0.0.1:") == 2
+    assert "# /etc/systemd/system/meshrun-shop.socket\n" in printed.out
+    assert f"ReadWritePaths={folder}\n" in printed.out
+
+
+def test_export_writes_files_and_leaves_other_people_s_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mesh.toml").write_text(UNIT)
+    for _ in range(2):
+        assert cli.run(["export", "systemd", "-output=units"]) == 0
+        assert "install it with: sudo cp units/meshrun-shop.service" in capsys.readouterr().out
+    files = {path.name for path in (folder / "units").iterdir()}
+    assert files == {"meshrun-shop.service", "meshrun-shop.socket"}
+    (folder / "units" / "meshrun-shop.service").write_text("[Unit]\n")
+    assert cli.run(["export", "systemd", "--output=units"]) == 1
+    assert "there is one that meshrun did not write" in capsys.readouterr().err
+    assert (folder / "units" / "meshrun-shop.service").read_text() == "[Unit]\n"
+
+
+def test_export_warns_of_what_would_keep_the_service_from_starting(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mesh.toml").write_text(UNIT)
+    elsewhere = folder.parent / "elsewhere"
+    assert cli.run(["export", "systemd", f"--state-dir={elsewhere}", "--user=no-such-user"]) == 0
+    assert "there is no user no-such-user here" in capsys.readouterr().err
+    assert cli.run(["export", "systemd", f"--state-dir={elsewhere}"]) == 0
+    assert f"{elsewhere} is not there, and the service cannot make it" in capsys.readouterr().err
+    assert cli.run(["export", "systemd", "--user", "two words"]) == 2

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socketserver
 import subprocess
 import threading
@@ -362,6 +363,7 @@ def test_why_an_app(api: Api, shell: Shell) -> None:
         "instance": "web.1",
         "state": "waiting",
         "ready": False,
+        "since": 1_700_000_000.0,
         "reason": "",
         "exit": None,
         "restarts": 0,
@@ -373,7 +375,10 @@ def test_why_an_app(api: Api, shell: Shell) -> None:
     api.answers["GET /v1/meshrun/why/web"] = (200, [found])
     code, out, _ = shell("why web")
     assert code == 0
-    assert out.startswith("web.1 is waiting, not ready\n  waits for: db\n  last events:\n")
+    assert re.match(
+        r"web\.1 is waiting, not ready, since \d\d:\d\d:\d\d\n  waits for: db\n  last events:\n",
+        out,
+    )
     assert out.endswith("stopped: it stopped\n  last output:\n    last words\n")
     assert json.loads(shell("why web -json")[1])[0]["waiting_for"] == ["db"]
 

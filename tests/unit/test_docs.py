@@ -1,5 +1,6 @@
 """The documents against the code: keys, commands, links, the drawing of a process's life."""
 
+import itertools
 import re
 import runpy
 import shlex
@@ -175,7 +176,7 @@ def test_every_command_that_is_written_down_exists_with_its_options(document: Pa
         command, arguments = found_command(line)
         context = click.Context(command)
         options = {name for p in command.get_params(context) for name in p.opts}
-        for argument in arguments:
+        for argument in itertools.takewhile(lambda word: word != "--", arguments):
             written = argument.strip("[]").partition("=")[0]
             if written.startswith("-"):
                 assert {written, f"-{written}"} & options, f"{' '.join(line)}: no option {written}"

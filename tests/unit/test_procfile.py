@@ -1,7 +1,11 @@
 """Procfiles are read as foreman reads them, and no line is skipped in silence."""
 
+from pathlib import Path
+
 import pytest
 
+from meshrun.supervisor import plan
+from meshrun.supervisor.configuration.model import Configuration, Mesh
 from meshrun.supervisor.configuration.procfile import Entry, apps, parse, service_name
 from meshrun.supervisor.errors import Finding
 
@@ -54,6 +58,28 @@ def test_ports_are_a_hundred_apart() -> None:
     assert not result["web"].expand
     assert result["web"].env_file == {"A": "1"}
     assert findings == ()
+
+
+def test_a_process_keeps_its_port_when_others_are_not_started_and_instances_count_by_one() -> None:
+    entries = (Entry("web", "./web", 1), Entry("worker", "./worker", 2), Entry("job", "./job", 3))
+    result, _ = apps(entries, 6000, {"PORT": "6000"}, None, "Procfile")
+    configuration = Configuration(
+        file="Procfile",
+        folder=Path("/srv"),
+        mesh=Mesh(name="srv"),
+        apps=result,
+        services={},
+        intentions=(),
+    )
+    selection = plan.Selection(names=("worker", "job"), scale={"worker": 3})
+    made = plan.make(configuration, selection, {}, lambda _wish, _port: True, {"PORT": "1"}, None)
+    # foreman: base + 100 * i + k, with i counting all of the Procfile (honcho: the selected only).
+    assert {i.name: (i.environment or {})["PORT"] for i in made.instances} == {
+        "worker.1": "6100",
+        "worker.2": "6101",
+        "worker.3": "6102",
+        "job.1": "6200",
+    }
 
 
 def test_a_port_beyond_the_last_is_reported() -> None:
