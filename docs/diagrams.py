@@ -30,6 +30,10 @@ EVENTS: tuple[Event, ...] = (
     events.SpawnFailed("no memory", permanent=False),
     events.ProbeSucceeded(),
     events.ProbeFailed("refused"),
+    events.LivenessLost("answered 500"),
+    events.Said("loading"),
+    events.StoppingAnnounced(),
+    events.TimeoutExtended(by_s=10.0),
     events.Exited(Exit(0)),
     events.SessionEnded(),
     events.TimerFired(number=0),
@@ -47,14 +51,15 @@ def statuses(phase: Phase) -> Iterator[Status]:
             attempt=attempt,
             looping=looping,
             started_at=0.0,
+            due_at=0.0,
             exit=Exit(code),
         )
 
 
 def policies() -> Iterator[Policy]:
     """Every policy that decides what comes next."""
-    for restart, has_probe in product(RESTARTS, (False, True)):
-        yield Policy(restart=restart, has_probe=has_probe)
+    for restart, has_ready in product(RESTARTS, (False, True)):
+        yield Policy(restart=restart, has_ready=has_ready)
 
 
 def edges() -> Edges:

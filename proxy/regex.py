@@ -1,14 +1,14 @@
-"""Regular expressions of intentions: RE2's, so that no text makes one slow.
+"""Regular expressions of intentions and probes: RE2's, so that no text makes one slow.
 
-The bytes of HTTP are matched one by one, as Latin-1: an expression that read them as UTF-8 would
-not match at all where a caller puts in a byte that is none, and a deny would be passed by.
+Bytes of others are matched one by one, as Latin-1: an expression that read them as UTF-8 would not
+match at all where somebody puts in a byte that is none, and a deny would be passed by.
 """
 
 from collections.abc import Callable
 
 import re2
 
-__all__ = ["RegexError", "full_match"]
+__all__ = ["RegexError", "full_match", "search"]
 
 # Of one expression, for its program and what matching makes of it; RE2's own limit is 8 MiB.
 MEMORY_BYTES = 1024 * 1024
@@ -23,6 +23,20 @@ def full_match(expression: str) -> Callable[[str], bool]:
 
     Raises RegexError, in RE2's words.
     """
+    fullmatch = _compiled(expression).fullmatch
+    return lambda text: fullmatch(text.encode("latin-1")) is not None
+
+
+def search(expression: str) -> Callable[[bytes], bool]:
+    """Return whether `expression` matches anywhere in bytes; `.` matches every byte.
+
+    Raises RegexError, in RE2's words.
+    """
+    found = _compiled(expression).search
+    return lambda content: found(content) is not None
+
+
+def _compiled(expression: str) -> "re2._Regexp":
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.max_mem = MEMORY_BYTES
@@ -30,9 +44,8 @@ def full_match(expression: str) -> Callable[[str], bool]:
     options.dot_nl = True
     options.log_errors = False  # to stderr, past our log
     try:
-        fullmatch = re2.compile(expression.encode(), options).fullmatch
+        return re2.compile(expression.encode(), options)
     except re2.error as error:
         said = error.args[0]
         words = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
         raise RegexError(words) from error
-    return lambda text: fullmatch(text.encode("latin-1")) is not None

@@ -7,12 +7,12 @@ A run is made in this order, each step handing values to the next:
              -> `preparation` (state folder, ports, root, `plan`; nothing is started yet)
              -> `supervise` (signals, `api`, exit code) -> `run`
 
-- `run` has the decisions that concern more than one instance: who may start (`dependencies`), who
+- `run` has the decisions that concern more than one instance: who may start (`dependants`), who
   takes calls, how everything ends. `sidecars` has the workers of every sidecar, most of which have
   one. Apps and workers alike are kept by a `runner` each.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
-  for processes through `launching`, in the words of `spawning`.
+  for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out.
 - `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
 - `controlplane` has a channel to every worker of a sidecar: snapshots and leaves (`ca`) go out,
   acknowledgements and denials come back. Who may call whom is in `intention_book`.

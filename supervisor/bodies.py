@@ -4,24 +4,55 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
-from meshrun.supervisor.configuration.model import Probe
+from meshrun.supervisor.commands import Command
+from meshrun.supervisor.configuration.model import (
+    ExecCheck,
+    HttpCheck,
+    LogCheck,
+    NotifyCheck,
+    Probe,
+    TcpCheck,
+)
+from meshrun.supervisor.execution import execute
 from meshrun.supervisor.launching import Launcher, Process
+from meshrun.supervisor.lifecycle import Policy
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.output import Pipe
 from meshrun.supervisor.plan import Instance, Worker
-from meshrun.supervisor.probes import Prober
-from meshrun.supervisor.runner import NotExecutableError, Probing
+from meshrun.supervisor.probes.asking import Asking, ask_command
+from meshrun.supervisor.probes.connections import asker
+from meshrun.supervisor.probes.listening import Listening
+from meshrun.supervisor.probes.pulse import Awaiting, Heartbeat
+from meshrun.supervisor.probes.tally import Liveness, Readiness
+from meshrun.supervisor.runner import Feed, Probing, Which
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
+from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["AppBody", "OnLines", "SidecarBody"]
+__all__ = ["AppBody", "OnLines", "SidecarBody", "app_policy"]
 
 # How long output is still taken from an app that has ended, when somebody holds its pipes.
 DRAIN_S = 0.5
 
 OnLines = Callable[[str, Stream, list[bytes]], None]
+
+
+def app_policy(instance: Instance) -> Policy:
+    """Return what the configuration of an app says about the life of an instance of it."""
+    assert instance.app is not None
+    probes = [probe for probe in (instance.ready, instance.alive) if probe is not None]
+    return Policy(
+        restart=instance.app.restart,
+        stop_signal=instance.app.stop.signal,
+        stop_timeout_s=instance.app.stop.timeout_s,
+        has_ready=instance.ready is not None,
+        has_alive=instance.alive is not None,
+        notifies=any(isinstance(probe.check, NotifyCheck) for probe in probes),
+        ready_deadline_s=instance.ready.deadline_s if instance.ready else 60.0,
+    )
 
 
 class _Output:
@@ -65,62 +96,95 @@ class _Output:
 
 
 class AppBody:
-    """An app: executed with its environment, its output taken line by line."""
+    """An app: executed with its environment, its output taken line by line, its probes asked."""
 
     def __init__(
-        self, launcher: Launcher, instance: Instance, cgroup: str | None, on_lines: OnLines
+        self,
+        launcher: Launcher,
+        instance: Instance,
+        cgroup: str | None,
+        state: StateDir,
+        on_lines: OnLines,
     ) -> None:
         self._launcher = launcher
         self._instance = instance
         self._cgroup = cgroup
-        self.output = _Output(lambda stream, lines: on_lines(instance.name, stream, lines))
+        self._state = state
+        self._on_lines = on_lines
+        self._listening: Listening | None = None
+        self.output = _Output(self._take)
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
-        instance = self._instance
-        spec = AppSpec(
-            name=instance.name,
-            argv=tuple(os.fsencode(word) for word in instance.argv),
-            cwd=os.fsencode(instance.cwd),
-            environment={
-                os.fsencode(name): os.fsencode(value)
-                for name, value in (instance.environment or {}).items()
-            },
-            cgroup=self._cgroup,
-        )
+        listening = Listening(self._instance, self._state)
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
+            kept.callback(listening.close)
             kept.callback(self.output.discard)
-            status_read, status_write = os.pipe()
-            kept.callback(os.close, status_read)
-            given.callback(os.close, status_write)
             ends = [os.open(os.devnull, os.O_RDONLY)]
             given.callback(os.close, ends[0])
+            self._listening = listening
             for stream in ("stdout", "stderr"):
                 ends.append(self.output.open(stream))
                 given.callback(os.close, ends[-1])
-            process = await self._launcher.spawn(spec, [*ends, status_write])
+            spec = self._spec(self._instance.name, self._instance.argv, listening.environment)
+            process = await execute(self._launcher, spec, ends)
             kept.pop_all()
-        problem = await _read_all(status_read)
-        if problem:
-            await process.exited
-            process.close()
-            self.output.discard()
-            raise NotExecutableError(problem)
         return process
+
+    def _spec(
+        self, name: str, argv: tuple[str, ...], environment: Mapping[str, str] | None = None
+    ) -> AppSpec:
+        """Return what runs as this app does: the app itself, or a command beside it."""
+        variables = {**(self._instance.environment or {}), **(environment or {})}
+        return AppSpec(
+            name=name,
+            argv=tuple(os.fsencode(word) for word in argv),
+            cwd=os.fsencode(self._instance.cwd),
+            environment={os.fsencode(n): os.fsencode(value) for n, value in variables.items()},
+            cgroup=self._cgroup,
+        )
+
+    def _take(self, stream: Stream, lines: list[bytes]) -> None:
+        self._on_lines(self._instance.name, stream, lines)
+        if self._listening is not None:
+            self._listening.hear(lines)
+
+    def started(self, pid: int, feed: Feed) -> None:
+        """Listen to its notifications."""
+        if self._listening is not None:
+            self._listening.start(pid, feed)
 
     def exited(self) -> None:
         """Take its last output."""
         self.output.exited()
+        if self._listening is not None:
+            self._listening.close()
 
-    def probe(
-        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
-    ) -> Probing | None:
-        """Begin to ask its own port."""
-        probe: Probe | None = self._instance.probe
-        port = self._instance.port
-        if probe is None or port is None:
+    def probe(self, which: Which, feed: Feed) -> Probing | None:
+        """Begin to ask it itself: its own port, a command beside it, or what it says."""
+        instance = self._instance
+        probe = instance.ready if which == "ready" else instance.alive
+        if probe is None or self._listening is None:
             return None
-        return Prober(probe, HOST, port, on_success, on_failure)
+        pulse = self._listening.pulse(which)
+        if pulse is not None:
+            return Awaiting(pulse, feed) if which == "ready" else Heartbeat(pulse, probe, feed)
+        now = asyncio.get_running_loop().time()
+        tally = Readiness(probe, now) if which == "ready" else Liveness(probe, now)
+        return Asking(
+            tally, self._asker(probe, which), feed, f"ask whether {instance.name} is {which}"
+        )
+
+    def _asker(self, probe: Probe, which: Which) -> Callable[[], Awaitable[str | None]]:
+        match probe.check:
+            case ExecCheck(command=command):
+                spec = self._spec(f"{self._instance.name} {which}", command)
+                return partial(ask_command, Command(self._launcher, spec), probe.timeout_s)
+            case HttpCheck() | TcpCheck() as check:
+                assert self._instance.port is not None, "the configuration refuses that"
+                return asker(check, probe, HOST, self._instance.port)
+            case LogCheck() | NotifyCheck():
+                raise AssertionError("what an app says is not asked for")
 
 
 class SidecarBody:
@@ -167,35 +231,13 @@ class SidecarBody:
         self._attach(self._worker, ours)
         return process
 
+    def started(self, _pid: int, _feed: Feed) -> None:
+        """Hear nothing here: a sidecar speaks over its channel."""
+
     def exited(self) -> None:
         """Take its last words."""
         self.output.exited()
 
-    def probe(
-        self, _on_success: Callable[[], None], _on_failure: Callable[[str], None]
-    ) -> Probing | None:
+    def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""
         return None
-
-
-async def _read_all(descriptor: int) -> str:
-    """Read a pipe to its end without blocking the loop, and close it."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    os.set_blocking(descriptor, False)
-    loop.add_reader(descriptor, readable.set)
-    content = b""
-    try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            try:
-                data = os.read(descriptor, 4096)
-            except BlockingIOError:
-                continue
-            if not data:
-                return content.decode(errors="replace")
-            content += data
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)

@@ -10,6 +10,7 @@ __all__ = [
     "UpstreamAddress",
     "effective",
     "injected",
+    "notify_variables",
     "upstream_variables",
     "variable_name",
     "variables",
@@ -18,6 +19,8 @@ __all__ = [
 _OTHER = re.compile(r"[^A-Z0-9]")
 _RUN_ID = "MESHRUN_RUN_ID"
 _UNBUFFERED = "PYTHONUNBUFFERED"
+# Of whoever keeps meshrun itself: an app that spoke there would speak for meshrun (sd_notify(3)).
+_NOT_HANDED_ON = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,17 @@ def injected(
     return values
 
 
+def notify_variables(address: str, keep_alive_s: float | None) -> dict[str, str]:
+    """Return what sd_notify(3) and sd_watchdog_enabled(3) look for.
+
+    `keep_alive_s` is how often, at least, the app must say that it is alive; None asks for nothing.
+    """
+    values = {"NOTIFY_SOCKET": address}
+    if keep_alive_s is not None:
+        values["WATCHDOG_USEC"] = str(round(keep_alive_s * 1_000_000))
+    return values
+
+
 def effective(
     caller: Mapping[str, str],
     env_file: Mapping[str, str],
@@ -82,9 +96,10 @@ def effective(
 
     With an empty `env` this is what `${NAME}` is looked up in. The caller's PORT and run marker
     are never handed on: a port is given only to an app that has one, and a mesh started inside
-    another one is not part of it.
+    another one is not part of it. Nor is the socket on which the caller speaks to its own keeper.
     """
-    values = {**caller, **env_file, **env, **injected}
+    handed_on = {name: value for name, value in caller.items() if name not in _NOT_HANDED_ON}
+    values = {**handed_on, **env_file, **env, **injected}
     for name in ("PORT", _RUN_ID):
         if name not in injected:
             values.pop(name, None)

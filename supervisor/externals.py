@@ -1,10 +1,15 @@
 """External services: what meshrun knows of programs that it does not run."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from meshrun.supervisor.configuration.model import HttpCheck, TcpCheck
+from meshrun.supervisor.lifecycle_events import Event, ProbeFailed, ProbeSucceeded
 from meshrun.supervisor.plan import Instance
-from meshrun.supervisor.probes import Prober
+from meshrun.supervisor.probes.asking import Asking
+from meshrun.supervisor.probes.connections import asker
+from meshrun.supervisor.probes.tally import Readiness
 
 __all__ = ["Externals"]
 
@@ -20,30 +25,29 @@ class Externals:
     ) -> None:
         self._instances = {i.name: i for i in instances if i.app is None}
         self._on_change = on_change
-        self._ready = {name for name, i in self._instances.items() if i.probe is None}
+        self._ready = {name for name, i in self._instances.items() if i.ready is None}
         self._reasons: dict[str, str] = {}
-        self._probers: list[Prober] = []
+        self._asked: dict[str, Asking] = {}
 
     def start(self) -> None:
         """Begin to ask."""
         for instance in self._instances.values():
-            if instance.probe is not None and instance.target is not None:
-                host, port = instance.target
-                self._probers.append(
-                    Prober(
-                        instance.probe,
-                        host,
-                        port,
-                        partial(self._succeeded, instance),
-                        partial(self._failed, instance),
-                    )
-                )
+            probe = instance.ready
+            if probe is None or instance.target is None:
+                continue
+            assert isinstance(probe.check, HttpCheck | TcpCheck), "the configuration refuses that"
+            self._asked[instance.name] = Asking(
+                Readiness(probe, asyncio.get_running_loop().time()),
+                asker(probe.check, probe, *instance.target),
+                partial(self._answered, instance),
+                f"ask whether {instance.name} is ready",
+            )
 
     def stop(self) -> None:
         """Ask no more."""
-        for prober in self._probers:
-            prober.stop()
-        self._probers = []
+        for asked in self._asked.values():
+            asked.stop()
+        self._asked = {}
 
     @property
     def ready(self) -> set[str]:
@@ -53,6 +57,17 @@ class Externals:
     def reason(self, name: str) -> str:
         """Say why an instance is not ready, nothing where it is."""
         return self._reasons.get(name, "")
+
+    def tries(self, name: str) -> int:
+        """Return how often an instance has been asked."""
+        asked = self._asked.get(name)
+        return 0 if asked is None else asked.tries
+
+    def _answered(self, instance: Instance, event: Event) -> None:
+        if isinstance(event, ProbeSucceeded):
+            self._succeeded(instance)
+        elif isinstance(event, ProbeFailed):
+            self._failed(instance, event.reason)
 
     def _succeeded(self, instance: Instance) -> None:
         self._reasons.pop(instance.name, None)

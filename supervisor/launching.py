@@ -45,6 +45,11 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
+    def abandon(self) -> None:
+        """KILL it for somebody who waits for it no more, and give the pidfd back after its end."""
+        self.send_signal(signal.SIGKILL)
+        self.exited.add_done_callback(lambda _: self.close())
+
     def close(self) -> None:
         """Give the pidfd back."""
         if self.pidfd >= 0:
@@ -190,7 +195,7 @@ class Launcher:
         process = Process(message.pid, descriptors[0], self._loop.create_future())
         self._children[message.pid] = process
         if asked.done():  # whoever asked was cancelled: nobody would ever end this one
-            process.send_signal(signal.SIGKILL)
+            process.abandon()
         else:
             asked.set_result(process)
 

@@ -28,10 +28,12 @@ from meshrun.supervisor.lifecycle_events import (
     Exit,
     Exited,
     Kill,
+    LivenessLost,
     ProbeFailed,
     ProbeSucceeded,
     Probing,
     Restart,
+    Said,
     SendSignal,
     SessionEnded,
     SetTimer,
@@ -40,6 +42,8 @@ from meshrun.supervisor.lifecycle_events import (
     SpawnFailed,
     Start,
     Stop,
+    StoppingAnnounced,
+    TimeoutExtended,
     TimerFired,
 )
 
@@ -72,6 +76,10 @@ _SHOWN = {Phase.SPAWNING: "starting", Phase.KILLING: "stopping", Phase.ENDING: "
 ALIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING, Phase.KILLING})
 FINAL = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
+# How many times its deadline, or its stop timeout, a process can have by asking for more: a hung
+# one that goes on asking ends all the same. (systemd knows no bound but RuntimeMaxSec.)
+EXTENSION = 10.0
+
 
 class Wanted(enum.Enum):
     """What shall become of the process when it ends."""
@@ -83,27 +91,44 @@ class Wanted(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the configuration says about the life of one process."""
+    """What the configuration says about the life of one process.
+
+    `has_ready` and `has_alive` are whether there are such probes, `notifies` whether it has a
+    socket on which it may ask for more time.
+    """
 
     restart: RestartPolicy = "on-failure"
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 5.0
-    has_probe: bool = False
+    has_ready: bool = False
+    has_alive: bool = False
+    notifies: bool = False
     ready_deadline_s: float = 60.0
+
+    @property
+    def longest_stop_s(self) -> float:
+        """How long after the signal it is killed at the latest."""
+        return self.stop_timeout_s * (EXTENSION if self.notifies else 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """All that is known of one process. Times are seconds of the injected monotonic clock.
 
-    `number` counts the phases entered: a timer carries the number it was set in. `exits` keeps the
-    times of the last few exits, for the crash-loop rule. `ready_at` is when this life was first
-    ready, `ran_well` whether that was long before its end, `kill` that it is killed once it lives.
+    `number` counts the phases entered: a timer carries the number it was set in. `since` is when
+    this one was entered, `due_at` when its timer fires. `exits` keeps the times of the last few
+    exits, for the crash-loop rule. `ready_at` is when this life was first ready, `ill_at` since
+    when it was not alive, `ran_well` whether the one was long before the other or its end. `kill`
+    says that it is killed once it lives, `condemned` that it is ended for its own failure: whatever
+    its exit says then, that is no success. `said` is what it says of itself, `cause` what failed
+    first where it failed because of others.
     """
 
     phase: Phase = Phase.STOPPED
     wanted: Wanted = Wanted.STOP
     number: int = 0
+    since: float = 0.0
+    due_at: float | None = None
     pid: int | None = None
     ready: bool = False
     started_at: float | None = None
@@ -113,10 +138,13 @@ class Status:
     looping: bool = False
     restarts: int = 0
     reason: str = ""
-    next_try_at: float | None = None
+    cause: str = ""
+    said: str = ""
     ready_at: float | None = None
+    ill_at: float | None = None
     ran_well: bool = False
     kill: bool = False
+    condemned: bool = False
 
     @property
     def alive(self) -> bool:
@@ -127,6 +155,11 @@ class Status:
     def final(self) -> bool:
         """Whether nothing more happens without a command."""
         return self.phase in FINAL
+
+    @property
+    def next_try_at(self) -> float | None:
+        """When it is started again, None where it does not wait for that."""
+        return self.due_at if self.phase in (Phase.BACKOFF, Phase.CRASH_LOOP) else None
 
 
 Outcome = tuple[Status, tuple[Action, ...]]
@@ -142,18 +175,24 @@ class Moment:
 
 
 def _enter(status: Status, phase: Phase, **changes: object) -> Status:
-    entered = replace(status, phase=phase, number=status.number + 1, next_try_at=None)
+    entered = replace(status, phase=phase, number=status.number + 1, due_at=None)
     return replace(entered, **changes)  # type: ignore[arg-type]
 
 
+def _timed(status: Status, at: float, *actions: Action) -> Outcome:
+    """Have a timer fire at `at`, in this phase, after the other actions."""
+    return replace(status, due_at=at), (*actions, SetTimer(status.number, at))
+
+
 def _spawn(status: Status) -> Outcome:
-    fresh = replace(status, started_at=None, ready_at=None, ran_well=False, kill=False)
+    fresh = replace(status, started_at=None, ready_at=None, ill_at=None, ran_well=False)
+    fresh = replace(fresh, kill=False, condemned=False, said="")
     return _enter(fresh, Phase.SPAWNING, pid=None, ready=False), (Spawn(),)
 
 
 def _start(status: Status, _event: Event, _moment: Moment) -> Outcome:
     fresh = _enter(status, Phase.WAITING, wanted=Wanted.RUN, reason="", attempt=0, exits=())
-    return replace(fresh, looping=False, exit=None), ()
+    return replace(fresh, looping=False, exit=None, cause=""), ()
 
 
 def _start_now(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -167,7 +206,7 @@ def _dependencies_met(status: Status, _event: Event, _moment: Moment) -> Outcome
 
 def _dependency_failed(status: Status, event: Event, _moment: Moment) -> Outcome:
     assert isinstance(event, DependencyFailed)
-    return _enter(status, Phase.FAILED, reason=event.reason), ()
+    return _enter(status, Phase.FAILED, reason=event.reason, cause=event.cause), ()
 
 
 def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
@@ -177,11 +216,17 @@ def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
         return _enter(alive, Phase.KILLING), (SendSignal(signal.SIGKILL),)
     if status.wanted is not Wanted.RUN:
         return _stop_alive(alive, moment)
-    if moment.policy.has_probe:
-        starting = _enter(alive, Phase.STARTING)
-        deadline = SetTimer(starting.number, moment.now + moment.policy.ready_deadline_s)
-        return starting, (deadline, Probing(on=True))
-    return _enter(alive, Phase.RUNNING, ready=True, ready_at=moment.now), ()
+    if moment.policy.has_ready:
+        deadline = moment.now + moment.policy.ready_deadline_s
+        return _timed(_enter(alive, Phase.STARTING), deadline, Probing(ready=True))
+    return _run(alive, moment)
+
+
+def _run(status: Status, moment: Moment) -> Outcome:
+    running = _enter(status, Phase.RUNNING, ready=True, ready_at=moment.now)
+    # Not before it is ready: one that is slow to start is not dead (its deadline sees to that).
+    alive = Probing(ready=moment.policy.has_ready, alive=True)
+    return running, (alive,) if moment.policy.has_alive else ()
 
 
 def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
@@ -193,7 +238,7 @@ def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _probe_succeeded(status: Status, _event: Event, moment: Moment) -> Outcome:
-    return _enter(status, Phase.RUNNING, ready=True, reason="", ready_at=moment.now), ()
+    return _run(replace(status, reason=""), moment)
 
 
 def _became_ready(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -210,21 +255,58 @@ def _probe_refused(status: Status, event: Event, _moment: Moment) -> Outcome:
     return replace(status, reason=event.reason), ()
 
 
-def _not_ready_in_time(status: Status, _event: Event, moment: Moment) -> Outcome:
-    reason = f"not ready within {moment.policy.ready_deadline_s:g} s"
+def _allowed_s(status: Status) -> float:
+    """Return how long this phase could last: a timer may be late, and be no truth to tell."""
+    return (status.since if status.due_at is None else status.due_at) - status.since
+
+
+def _not_ready_in_time(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    reason = f"not ready within {_allowed_s(status):g} s"
     if status.reason:
         reason += f": {status.reason}"
-    killing = _enter(status, Phase.KILLING, reason=reason)
-    return killing, (Probing(on=False), SendSignal(signal.SIGKILL))
+    if status.said:
+        reason += f"; it says: {status.said}"
+    killing = _enter(status, Phase.KILLING, reason=reason, condemned=True)
+    return killing, (Probing(), SendSignal(signal.SIGKILL))
+
+
+def _not_alive(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, LivenessLost)
+    ill_at = moment.now - event.ill_s
+    reason = f"not alive: {event.reason}"
+    return _stop_alive(replace(status, condemned=True, ill_at=ill_at, reason=reason), moment)
+
+
+def _stops_itself(status: Status, _event: Event, moment: Moment) -> Outcome:
+    stopping = _enter(status, Phase.STOPPING, ready=False)
+    return _timed(stopping, moment.now + moment.policy.stop_timeout_s, Probing())
+
+
+def _says(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, Said)
+    return replace(status, said=event.text), ()
+
+
+def _extend(allowed_s: float, status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, TimeoutExtended)
+    assert status.due_at is not None
+    latest = status.since + EXTENSION * allowed_s
+    at = min(moment.now + event.by_s, latest)
+    return _timed(status, at) if at > status.due_at else (status, ())
+
+
+def _extend_deadline(status: Status, event: Event, moment: Moment) -> Outcome:
+    return _extend(moment.policy.ready_deadline_s, status, event, moment)
+
+
+def _extend_stop(status: Status, event: Event, moment: Moment) -> Outcome:
+    return _extend(moment.policy.stop_timeout_s, status, event, moment)
 
 
 def _stop_alive(status: Status, moment: Moment) -> Outcome:
     stopping = _enter(status, Phase.STOPPING, ready=False)
-    return stopping, (
-        Probing(on=False),
-        SendSignal(moment.policy.stop_signal),
-        SetTimer(stopping.number, moment.now + moment.policy.stop_timeout_s),
-    )
+    at = moment.now + moment.policy.stop_timeout_s
+    return _timed(stopping, at, Probing(), SendSignal(moment.policy.stop_signal))
 
 
 def _wanted(status: Status, event: Event) -> Status:
@@ -236,6 +318,13 @@ def _wanted(status: Status, event: Event) -> Status:
 
 def _want(status: Status, event: Event, _moment: Moment) -> Outcome:
     return _wanted(status, event), ()
+
+
+def _want_stopping(status: Status, event: Event, moment: Moment) -> Outcome:
+    # It ends by itself, or for its failure, and is to start again: a stop is not to be believed
+    # of one that was never told, and one that was told is not told twice.
+    told = status.wanted is not Wanted.RUN or status.condemned
+    return _want(status, event, moment) if told else _stop(status, event, moment)
 
 
 def _want_run(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -257,7 +346,7 @@ def _stop(status: Status, event: Event, moment: Moment) -> Outcome:
 
 def _kill(status: Status, event: Event, _moment: Moment) -> Outcome:
     killing = _enter(_wanted(status, event), Phase.KILLING, ready=False)
-    return killing, (Probing(on=False), SendSignal(signal.SIGKILL))
+    return killing, (Probing(), SendSignal(signal.SIGKILL))
 
 
 def _kill_session(status: Status, event: Event, _moment: Moment) -> Outcome:
@@ -272,25 +361,28 @@ def _restart_now(status: Status, event: Event, moment: Moment) -> Outcome:
     return _start_now(replace(status, wanted=Wanted.RUN), event, moment)
 
 
-def _stop_timeout(status: Status, _event: Event, moment: Moment) -> Outcome:
-    reason = f"not ended within {moment.policy.stop_timeout_s:g} s"
+def _stop_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    reason = f"not ended within {_allowed_s(status):g} s"
+    if status.condemned:
+        reason = f"{status.reason}; {reason}"
     return _enter(status, Phase.KILLING, reason=reason), (SendSignal(signal.SIGKILL),)
 
 
 def _exited(status: Status, event: Event, moment: Moment) -> Outcome:
     assert isinstance(event, Exited)
     # The reason of a kill by meshrun (not ready in time) says more than the signal does.
-    keep = status.phase is Phase.KILLING or status.wanted is not Wanted.RUN
+    killed = status.phase is Phase.KILLING
+    keep = killed or status.condemned or status.wanted is not Wanted.RUN
     reason = status.reason if keep and status.reason else str(event.exit)
     # From when it was ready: what never was has not run well, however long it lived.
-    ran_well = status.ready_at is not None and moment.now - status.ready_at >= backoff.GOOD_RUN_S
+    well_until = moment.now if status.ill_at is None else status.ill_at
+    ready_at = status.ready_at
+    ran_well = ready_at is not None and well_until - ready_at >= backoff.GOOD_RUN_S
     ending = _enter(status, Phase.ENDING, ready=False, exit=event.exit, reason=reason)
-    killed = status.phase is Phase.KILLING
-    return replace(ending, ran_well=ran_well), (
-        Probing(on=False),
-        SetTimer(ending.number, moment.now + moment.policy.stop_timeout_s),
-        EndSession(signal.SIGKILL if killed else moment.policy.stop_signal),
-    )
+    at = moment.now + moment.policy.stop_timeout_s
+    number = signal.SIGKILL if killed else moment.policy.stop_signal
+    timed, (timer,) = _timed(replace(ending, ran_well=ran_well), at)
+    return timed, (Probing(), timer, EndSession(number))
 
 
 def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -308,7 +400,7 @@ def _ended(status: Status, moment: Moment) -> Outcome:
         return _enter(gone, Phase.STOPPED), ()
     if status.wanted is Wanted.RESTART:
         return _spawn(replace(gone, wanted=Wanted.RUN, restarts=status.restarts + 1, reason=""))
-    succeeded = status.exit is not None and status.exit.ok
+    succeeded = status.exit is not None and status.exit.ok and not status.condemned
     if moment.policy.restart == "never" or (succeeded and moment.policy.restart != "always"):
         return _enter(gone, Phase.COMPLETED if succeeded else Phase.FAILED), ()
     return _again(gone, moment)
@@ -324,8 +416,7 @@ def _again(status: Status, moment: Moment) -> Outcome:
     if delay_s == 0.0:
         return _spawn(replace(waiting, restarts=status.restarts + 1))
     entered = _enter(waiting, Phase.CRASH_LOOP if looping else Phase.BACKOFF)
-    due = moment.now + delay_s
-    return replace(entered, next_try_at=due), (SetTimer(entered.number, due),)
+    return _timed(entered, moment.now + delay_s)
 
 
 def _next_try(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -349,6 +440,8 @@ _LIVE: Mapping[type[Event], Handler] = {
     Stop: _stop,
     Restart: _stop,
     Kill: _kill,
+    Said: _says,
+    StoppingAnnounced: _stops_itself,
 }
 TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
     {
@@ -370,15 +463,23 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             **_LIVE,
             ProbeSucceeded: _probe_succeeded,
             ProbeFailed: _probe_refused,
+            TimeoutExtended: _extend_deadline,
             TimerFired: _not_ready_in_time,
         },
-        Phase.RUNNING: {**_LIVE, ProbeSucceeded: _became_ready, ProbeFailed: _became_unready},
+        Phase.RUNNING: {
+            **_LIVE,
+            ProbeSucceeded: _became_ready,
+            ProbeFailed: _became_unready,
+            LivenessLost: _not_alive,
+        },
         Phase.STOPPING: {
             Exited: _exited,
+            Said: _says,
+            TimeoutExtended: _extend_stop,
             TimerFired: _stop_timeout,
             Start: _want_run,
-            Stop: _want,
-            Restart: _want,
+            Stop: _want_stopping,
+            Restart: _want_stopping,
             Kill: _kill,
         },
         Phase.KILLING: {
@@ -415,4 +516,7 @@ def step(status: Status, event: Event, policy: Policy, now: float, jitter: float
     handler = TRANSITIONS[status.phase].get(type(event))
     if handler is None:
         return status, ()
-    return handler(status, event, Moment(policy, now, jitter))
+    after, actions = handler(status, event, Moment(policy, now, jitter))
+    if after.number != status.number:
+        after = replace(after, since=now)
+    return after, actions

@@ -15,10 +15,12 @@ __all__ = [
     "Exit",
     "Exited",
     "Kill",
+    "LivenessLost",
     "ProbeFailed",
     "ProbeSucceeded",
     "Probing",
     "Restart",
+    "Said",
     "SendSignal",
     "SessionEnded",
     "SetTimer",
@@ -27,6 +29,8 @@ __all__ = [
     "Spawned",
     "Start",
     "Stop",
+    "StoppingAnnounced",
+    "TimeoutExtended",
     "TimerFired",
 ]
 
@@ -93,9 +97,10 @@ class DependenciesMet:
 
 @dataclass(frozen=True, slots=True)
 class DependencyFailed:
-    """Something that it depends on will never be where it must be."""
+    """Something that it depends on will never be where it must be; `cause` is what failed first."""
 
     reason: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,33 @@ class ProbeFailed:
     """The readiness probe failed as often as makes it not ready."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LivenessLost:
+    """The liveness probe failed as often as makes it dead; it has been ill for `ill_s` seconds."""
+
+    reason: str
+    ill_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """It says how it is (STATUS of sd_notify(3))."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingAnnounced:
+    """It says that it is about to end (STOPPING of sd_notify(3))."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutExtended:
+    """It needs `by_s` seconds more from now (EXTEND_TIMEOUT_USEC of sd_notify(3))."""
+
+    by_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +187,10 @@ Event = (
     | SpawnFailed
     | ProbeSucceeded
     | ProbeFailed
+    | LivenessLost
+    | Said
+    | StoppingAnnounced
+    | TimeoutExtended
     | Exited
     | SessionEnded
     | TimerFired
@@ -192,9 +228,10 @@ class SetTimer:
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """Start or end asking the readiness probe."""
+    """Ask the probes named, and no other."""
 
-    on: bool
+    ready: bool = False
+    alive: bool = False
 
 
 Action = Spawn | SendSignal | EndSession | SetTimer | Probing

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meshrun.proxy.messages import Requests
+from meshrun.proxy.regex import RegexError, search
 from meshrun.proxy.spiffe import SpiffeId
 from meshrun.supervisor import environment, ports
 from meshrun.supervisor.configuration import interpolation
 from meshrun.supervisor.configuration.model import (
     App,
     Configuration,
+    ExecCheck,
     External,
-    HttpProbe,
+    HttpCheck,
+    LogCheck,
     Probe,
     Protocol,
     UpstreamReference,
@@ -115,7 +118,8 @@ class Instance:
     argv: tuple[str, ...] = ()
     cwd: str = ""
     environment: Mapping[str, str] | None = None
-    probe: Probe | None = None
+    ready: Probe | None = None
+    alive: Probe | None = None
 
     @property
     def sidecar(self) -> tuple["Worker", ...]:
@@ -333,7 +337,8 @@ def _app_instance(
         argv=_argv(app, lookup),
         cwd=str(_folder(configuration.folder, app, lookup)),
         environment=environment.effective(caller, app.env_file, env, injected),
-        probe=_probe(app.ready, lookup),
+        ready=_probe(app.ready, lookup, f"apps.{app.name}.ready"),
+        alive=_probe(app.alive, lookup, f"apps.{app.name}.alive"),
     )
 
 
@@ -379,10 +384,27 @@ def _folder(base: Path, app: App, lookup: Mapping[str, str]) -> Path:
     return base / Path(interpolation.expand(app.cwd, lookup)).expanduser()
 
 
-def _probe(probe: Probe | None, lookup: Mapping[str, str]) -> Probe | None:
-    if isinstance(probe, HttpProbe):
-        return replace(probe, path=interpolation.expand(probe.path, lookup))
-    return probe
+def _probe(probe: Probe | None, lookup: Mapping[str, str], key: str) -> Probe | None:
+    if probe is None:
+        return None
+    match probe.check:
+        case HttpCheck(path=path):
+            return replace(probe, check=HttpCheck(interpolation.expand(path, lookup)))
+        case ExecCheck(command=command):
+            words = tuple(interpolation.expand(word, lookup) for word in command)
+            return replace(probe, check=ExecCheck(words))
+        case LogCheck(pattern=written):
+            pattern = interpolation.expand(written, lookup)
+            try:
+                search(pattern)
+            except RegexError as error:
+                raise MeshrunError(
+                    f"cannot use {key}.log: with its variables it is {pattern!r}, "
+                    f"no regular expression of RE2: {error}"
+                ) from error
+            return replace(probe, check=LogCheck(pattern))
+        case _:
+            return probe
 
 
 def _external_instance(
@@ -414,5 +436,5 @@ def _external_instance(
         max_connections=external.max_connections,
         idle_timeout_s=external.idle_timeout_s,
         workers=external.workers,
-        probe=_probe(external.ready, caller),
+        ready=_probe(external.ready, caller, f"services.{external.name}.ready"),
     )

@@ -43,6 +43,12 @@ class Reporter:
         if after.ready and not before.ready and isinstance(event, events.ProbeSucceeded):
             self._timeline.add("ready", name, f"{name} is ready")
             self._journal.info(f"{name} is ready")
+        if isinstance(event, events.LivenessLost) and after.condemned and not before.condemned:
+            self._timeline.add("not-alive", name, f"{name} is ended: {after.reason}")
+            self._journal.warning(f"{name} is ended: {after.reason}")
+        if isinstance(event, events.StoppingAnnounced) and after.phase is not before.phase:
+            self._timeline.add("stopping", name, f"{name} says that it is stopping")
+            self._journal.info(f"{name} says that it is stopping")
         if before.ready and not after.ready and isinstance(event, events.ProbeFailed):
             self._timeline.add("not-ready", name, f"{name} is not ready: {event.reason}")
             self._journal.warning(f"{name} is not ready: {event.reason}")

@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 from meshrun.proxy import messages
@@ -27,12 +27,14 @@ from meshrun.supervisor import (
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.access import Access, Entries
 from meshrun.supervisor.bell import Bell
+from meshrun.supervisor.configuration.model import Dependency
 from meshrun.supervisor.controlplane import ControlPlane
+from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.externals import Externals
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.launching import Launcher
-from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.logs import Logs
 from meshrun.supervisor.oneoff import OneOff, OneOffs
@@ -61,13 +63,13 @@ KILL_S = 4.0
 SHOWN = 5
 
 
-def longest_stop_s(grace_s: float) -> float:
+def longest_stop_s(grace_s: float, longest_s: float) -> float:
     """Return how long a stop takes at most, where the most patient app has `grace_s` to end.
 
-    A grace until all are told, one for the last of them, one for the rest of its session, the
-    sidecars', and what KILL needs.
+    A grace until all are told, the longest stop of one of them (`Policy.longest_stop_s`), a grace
+    for the rest of its session, the sidecars', and what KILL needs.
     """
-    return 3 * grace_s + sidecars.POLICY.stop_timeout_s + KILL_S
+    return 2 * grace_s + longest_s + sidecars.POLICY.stop_timeout_s + KILL_S
 
 
 class StoppingError(MeshrunError):
@@ -108,6 +110,7 @@ class Run:
         # Whether a changed configuration is being applied; the bell is rung for it.
         self.reloading = False
         self.apps: dict[str, Runner] = {}
+        self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
         self._launcher = launcher
         self._journal = journal
         self._reporter = Reporter(timeline, journal, logs.last)
@@ -152,17 +155,16 @@ class Run:
     def _add(self, instance: Instance) -> None:
         self.sidecars.add(instance)
         if instance.app is not None:
-            body = bodies.AppBody(self._launcher, instance, self._cgroup, self.logs.write)
-            self._bodies.append(body)
-            policy = Policy(
-                restart=instance.app.restart,
-                stop_signal=instance.app.stop.signal,
-                stop_timeout_s=instance.app.stop.timeout_s,
-                has_probe=instance.probe is not None,
-                ready_deadline_s=instance.probe.deadline_s if instance.probe else 60.0,
+            body = bodies.AppBody(
+                self._launcher, instance, self._cgroup, self.prepared.state, self.logs.write
             )
+            self._bodies.append(body)
             self.apps[instance.name] = Runner(
-                instance.name, policy, body, partial(self._app_changed, instance), random.random
+                instance.name,
+                bodies.app_policy(instance),
+                body,
+                partial(self._app_changed, instance),
+                random.random,
             )
 
     # Beginning.
@@ -184,6 +186,7 @@ class Run:
         self._tell_who_is_ready()
         if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
             self._since[instance.name] = time.time()
+        self.dependants.changed(instance.name, before, after)
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._known.pop(instance.name, None)
@@ -208,35 +211,40 @@ class Run:
     def _changed(self) -> None:
         """Draw the consequences of a change for everybody else."""
         self._tell_who_is_ready()
-        for name, runner in self.apps.items():
-            if runner.status.phase is Phase.WAITING:
-                self._judge(self._instances[name], runner)
+        self.dependants.look(restart=not self.stopping)
         self.bell.ring()
 
     def _tell_who_is_ready(self) -> None:
         ready = [name for name, app in self.apps.items() if app.status.ready]
         self.control.set_ready({*ready, *self.externals.ready})
 
-    def verdict(self, instance: Instance) -> dependencies.Verdict:
-        """Say whether the dependencies of an instance let it start."""
-        assert instance.app is not None
-        statuses = {
-            name: [self._dependency_status(other) for other in self.plan.of(name)]
-            for name in instance.app.depends_on
-        }
-        return dependencies.judge(instance.app.depends_on, statuses)
+    def _depends_on(self, name: str) -> Mapping[str, Dependency]:
+        app = self._instances[name].app
+        return app.depends_on if app is not None else {}
+
+    def _statuses(self, service: str) -> Mapping[str, Status]:
+        return {other.name: self._dependency_status(other) for other in self.plan.of(service)}
 
     def _dependency_status(self, instance: Instance) -> Status:
         if instance.app is not None:
             return self.apps[instance.name].status
         return Status(pid=self.sidecars.of(instance.name)[0].pid, ready=self.is_ready(instance))
 
-    def _judge(self, instance: Instance, runner: Runner) -> None:
-        verdict = self.verdict(instance)
-        if verdict.met:
-            runner.feed(events.DependenciesMet())
-        elif verdict.hopeless:
-            runner.feed(events.DependencyFailed("; ".join(verdict.waiting_for)))
+    def unmet(self, name: str) -> list[str]:
+        """Say where the instances are that an instance waits for, and what their probes say."""
+        verdict = self.dependants.verdict(name)
+        now = time.monotonic()
+        described = []
+        for other in verdict.unmet:
+            app = self.apps.get(other)
+            if app is not None:
+                tries = app.tries("ready")
+                described.append(dependencies.describe(other, app.status, tries, now))
+            else:
+                reason = self.externals.reason(other) or "its sidecar does not serve yet"
+                tried = dependencies.tried(self.externals.tries(other))
+                described.append(f"{other} is not ready: {reason}{tried}")
+        return described
 
     # What sidecars report (the observer of the control plane).
 
@@ -514,7 +522,8 @@ class Run:
     @property
     def longest_stop_s(self) -> float:
         """How long `stop` takes at most."""
-        return longest_stop_s(self._grace_s)
+        longest_s = max((app.policy.longest_stop_s for app in self.apps.values()), default=0.0)
+        return longest_stop_s(self._grace_s, longest_s)
 
     def _stop_all(self) -> None:
         for app in self.apps.values():

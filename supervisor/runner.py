@@ -1,27 +1,26 @@
 """Keeps one process: feeds its state machine with what happens, and does what that says."""
 
 import asyncio
-import contextlib
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from meshrun.proxy import tasks
-from meshrun.supervisor import lifecycle, processes
+from meshrun.supervisor import lifecycle
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
+from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "NotExecutableError", "Probing", "Runner"]
+__all__ = ["Body", "Feed", "NotExecutableError", "Probing", "Rest", "Runner", "Which"]
 
-
-LOOK_AGAIN_S = 0.01
+Which = Literal["ready", "alive"]
+Feed = Callable[[Event], None]
 
 
 class NotExecutableError(MeshrunError):
@@ -31,8 +30,22 @@ class NotExecutableError(MeshrunError):
 class Probing(Protocol):
     """A probe that is being asked."""
 
+    @property
+    def tries(self) -> int:
+        """How often it has been asked; 0 where one only waits for what the app says."""
+
     def stop(self) -> None:
-        """Ask no more."""
+        """Ask no more, and feed nothing more."""
+
+
+class Rest(Protocol):
+    """What shares the session of a process, and may outlive it (`meshrun.supervisor.sessions`)."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of it."""
+
+    def end(self, number: int, on_ended: Callable[[], None]) -> None:
+        """Send a signal to what is left, and call `on_ended` once nothing is."""
 
 
 class Body(Protocol):
@@ -41,13 +54,14 @@ class Body(Protocol):
     async def spawn(self) -> Process:
         """Start it. Raises NotExecutableError, or MeshrunError if another try may help."""
 
+    def started(self, pid: int, feed: Feed) -> None:
+        """Listen to what it says itself; called once whoever must know has heard that it lives."""
+
     def exited(self) -> None:
         """Take what it left behind (its last output); called before anybody hears of the exit."""
 
-    def probe(
-        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
-    ) -> Probing | None:
-        """Begin to ask whether it is ready."""
+    def probe(self, which: Which, feed: Feed) -> Probing | None:
+        """Begin to ask whether it is ready, or alive."""
 
 
 # Called after each change with the status before and after it, and the event.
@@ -64,6 +78,8 @@ class Runner:
         body: Body,
         on_change: OnChange,
         random: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        session: Callable[[int], Rest] = Session,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -71,14 +87,15 @@ class Runner:
         self._body = body
         self._on_change = on_change
         self._random = random
+        self._clock = clock
+        self._new_session = session
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
         self._feeding = False
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._prober: Probing | None = None
-        self._session_signal: int | None = None
-        self._session_nudge = asyncio.Event()
+        self._asked: dict[Which, Probing] = {}
+        self._session: Rest | None = None
 
     def feed(self, event: Event) -> None:
         """Let something happen. What happens in consequence comes after it, never within it."""
@@ -94,9 +111,7 @@ class Runner:
 
     def _step(self, event: Event) -> None:
         before = self.status
-        after, actions = lifecycle.step(
-            before, event, self.policy, time.monotonic(), self._random()
-        )
+        after, actions = lifecycle.step(before, event, self.policy, self._clock(), self._random())
         if after.number != before.number and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -126,10 +141,12 @@ class Runner:
             case events.EndSession(number):
                 self._end_session(number)
             case events.SetTimer(number, at):
-                delay_s = max(0.0, at - time.monotonic())
+                if self._timer is not None:
+                    self._timer.cancel()
+                delay_s = max(0.0, at - self._clock())
                 self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
-            case events.Probing(on):
-                self._probe(on=on)
+            case events.Probing():
+                self._probe(action)
 
     async def _spawn(self) -> None:
         try:
@@ -147,8 +164,11 @@ class Runner:
             self.feed(events.SpawnFailed(f"internal error: {error!r}", permanent=False))
             raise
         self._process = process
-        self._session_signal = None
+        self._session = self._new_session(process.pid)
         self.feed(events.Spawned(process.pid))
+        self._guarded(
+            partial(self._body.started, process.pid, self.feed), f"listening to {self.name}"
+        )
         exit_ = await process.exited
         self._guarded(self._body.exited, f"taking the last output of {self.name}")
         process.close()
@@ -159,9 +179,8 @@ class Runner:
         if process is None:
             return
         process.send_signal(number)
-        for member in processes.session_members(process.pid):
-            if member.pid != process.pid:
-                processes.send_signal(member, number)
+        if self._session is not None:
+            self._session.send_signal(number)
         if number != signal.SIGKILL:
             # What is stopped (SIGSTOP, SIGTTIN) would never see the signal.
             process.send_signal(signal.SIGCONT)
@@ -171,57 +190,24 @@ class Runner:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
 
-    def _probe(self, *, on: bool) -> None:
-        if self._prober is not None:
-            self._prober.stop()
-            self._prober = None
-        if on:
-            self._prober = self._body.probe(
-                lambda: self.feed(events.ProbeSucceeded()),
-                lambda reason: self.feed(events.ProbeFailed(reason)),
-            )
+    def _probe(self, wanted: events.Probing) -> None:
+        wanted_by: tuple[tuple[Which, bool], ...]
+        wanted_by = (("ready", wanted.ready), ("alive", wanted.alive))
+        for which, on in wanted_by:
+            asked = self._asked.get(which)
+            if not on and asked is not None:
+                asked.stop()
+                del self._asked[which]
+            elif on and asked is None:
+                started = self._body.probe(which, self.feed)
+                if started is not None:
+                    self._asked[which] = started
+
+    def tries(self, which: Which) -> int:
+        """Return how often a probe has been asked in this life, as far as it is asked at all."""
+        asked = self._asked.get(which)
+        return 0 if asked is None else asked.tries
 
     def _end_session(self, number: int) -> None:
-        """End what is left of the session: at once if nothing is, which is the usual case."""
-        running = self._session_signal is not None
-        self._session_signal = number
-        if running:
-            self._session_nudge.set()
-            return
-        assert self._process is not None
-        session = self._process.pid
-        left = processes.session_members(session)
-        if left:
-            tasks.start(self._outlive(session, left), f"end session of {self.name}")
-        else:
-            self._session_signal = None
-            self.feed(events.SessionEnded())
-
-    async def _outlive(self, session: int, left: list[processes.ProcessId]) -> None:
-        told: set[tuple[processes.ProcessId, int]] = set()
-        while left:
-            number = self._session_signal or signal.SIGKILL
-            for process in left:
-                # KILL again whatever was born meanwhile; other signals once.
-                if (process, number) not in told:
-                    told.add((process, number))
-                    processes.send_signal(process, number)
-            await self._any_exit(left)
-            left = processes.session_members(session)
-        self._session_signal = None
-        self.feed(events.SessionEnded())
-
-    async def _any_exit(self, members: list[processes.ProcessId]) -> None:
-        """Wait until one of them ends, or until another signal is wanted."""
-        self._session_nudge.clear()
-        with contextlib.ExitStack() as stack:
-            for member in members:
-                pidfd = processes.open_pidfd(member)
-                if pidfd is None:
-                    # It is gone, or there are no descriptors left: never look again at once.
-                    await asyncio.sleep(LOOK_AGAIN_S)
-                    return
-                stack.callback(os.close, pidfd)
-                self._loop.add_reader(pidfd, self._session_nudge.set)
-                stack.callback(self._loop.remove_reader, pidfd)
-            await self._session_nudge.wait()
+        assert self._session is not None
+        self._session.end(number, partial(self.feed, events.SessionEnded()))

@@ -144,8 +144,13 @@ def _reason(run: Run, instance: Instance, status: Status) -> str:
     if instance.app is None:
         return run.externals.reason(instance.name)
     if status.phase is Phase.WAITING:
-        return f"waits for {', '.join(run.verdict(instance).waiting_for)}"
+        return f"waits for {', '.join(run.dependants.verdict(instance.name).waiting_for)}"
     return status.reason
+
+
+def _tries(run: Run, instance: Instance) -> int:
+    app = run.apps.get(instance.name)
+    return run.externals.tries(instance.name) if app is None else app.tries("ready")
 
 
 def _next_try_in_s(status: Status, now: float) -> float | None:
@@ -254,7 +259,10 @@ async def why(request: web.Request) -> web.StreamResponse:
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,
                 "next_try_in_s": _next_try_in_s(status, time.monotonic()),
-                "waiting_for": run.verdict(instance).waiting_for if waiting else [],
+                "said": status.said,
+                "tries": _tries(run, instance),
+                "waiting_for": run.dependants.verdict(instance.name).waiting_for if waiting else [],
+                "unmet": run.unmet(instance.name) if waiting else [],
                 "lines": run.logs.last(instance.name),
                 "events": [e for e in events if e.subject in about or e.source == instance.service][
                     -EVENTS_SHOWN:

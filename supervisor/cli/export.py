@@ -90,6 +90,7 @@ def _user(wanted: str | None) -> str | None:
 
 def _given(place: Place, user: str | None) -> "systemd_unit.Service":
     from meshrun.supervisor import systemd_unit
+    from meshrun.supervisor.bodies import app_policy
     from meshrun.supervisor.cli import offline, program
     from meshrun.supervisor.run import longest_stop_s
 
@@ -99,7 +100,9 @@ def _given(place: Place, user: str | None) -> "systemd_unit.Service":
     arguments = [f"--config={file}"]
     if place.state_dir is not None or os.environ.get(VARIABLE):
         arguments.append(f"--state-dir={state}")
-    graces = (app.stop.timeout_s for app in configuration.apps.values())
+    policies = [app_policy(i) for i in planned.instances if i.app is not None]
+    grace_s = max((policy.stop_timeout_s for policy in policies), default=0.0)
+    longest_s = max((policy.longest_stop_s for policy in policies), default=0.0)
     return systemd_unit.Service(
         mesh=configuration.mesh.name,
         meshrun=_meshrun(),
@@ -109,7 +112,7 @@ def _given(place: Place, user: str | None) -> "systemd_unit.Service":
         writable=_outermost([str(file.parent), str(state), *_folders(planned)]),
         search=_search(),
         ports=_fixed_ports(planned),
-        longest_stop_s=longest_stop_s(max(graces, default=0.0)),
+        longest_stop_s=longest_stop_s(grace_s, longest_s),
         reloads="reload" in program.list_commands(click.Context(program)),
     )
 

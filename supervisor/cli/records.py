@@ -144,17 +144,24 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an instance is in its state, and `since` when, in wall-clock seconds."""
+    """Why an instance is in its state, and `since` when, in wall-clock seconds.
+
+    `said` is what it says of itself, `tries` how often its probe has been asked. `waiting_for` has
+    what its dependencies must be, `unmet` where those are that are not.
+    """
 
     instance: str
     state: str
     ready: bool
     since: float | None = None
     reason: str | None = None
+    said: str | None = None
+    tries: int = 0
     exit: str | None = None
     restarts: int = 0
     next_try_in_s: float | None = None
     waiting_for: list[str] = []
+    unmet: list[str] = []
     lines: list[str] = []
     events: list[Event] = []
 

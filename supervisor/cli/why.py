@@ -192,8 +192,11 @@ def _lines(found: Explanation) -> list[str]:
     since = "" if found.since is None else f", since {_clock(found.since)}"
     lines = [f"{click.style(found.instance, bold=True)} is {state}, {ready}{since}"]
     facts = [
-        ("reason", found.reason),
+        ("reason", None if found.waiting_for else found.reason),
         ("waits for", ", ".join(found.waiting_for)),
+        *(("where", other) for other in found.unmet),
+        ("tries", str(found.tries) if found.tries and not found.ready else None),
+        ("it says", found.said),
         ("last exit", found.exit),
         ("restarts", str(found.restarts) if found.restarts else None),
         ("next try", None if found.next_try_in_s is None else f"in {age(found.next_try_in_s)}"),

@@ -17,17 +17,23 @@ from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol, Requests
 __all__ = [
     "SERVICE_NAME",
     "App",
+    "Check",
     "Condition",
     "Configuration",
+    "Dependency",
+    "ExecCheck",
     "External",
-    "HttpProbe",
+    "HttpCheck",
+    "LogCheck",
     "Mesh",
+    "NotifyCheck",
+    "OnRestart",
     "PortRange",
     "Probe",
     "Protocol",
     "RestartPolicy",
     "Stop",
-    "TcpProbe",
+    "TcpCheck",
     "UpstreamReference",
 ]
 
@@ -36,6 +42,7 @@ SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 RestartPolicy = Literal["on-failure", "always", "never"]
 Condition = Literal["started", "ready", "completed", "succeeded"]
+OnRestart = Literal["ignore", "restart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +56,62 @@ class PortRange:
         return f"{self.first}-{self.last}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcpProbe:
-    """Ready when the app's port accepts a connection."""
-
-    interval_s: float = 10.0
-    timeout_s: float = 1.0
-    failures: int = 3
-    deadline_s: float = 60.0
+@dataclass(frozen=True, slots=True)
+class TcpCheck:
+    """Well when the app's port accepts a connection."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpProbe:
-    """Ready when `GET path` at the app's port answers 200 to 399."""
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """Well when `GET path` at the app's port answers 200 to 399."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecCheck:
+    """Well when a command, run as the app is, ends with exit code 0."""
+
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogCheck:
+    """Well when the app writes a line in which `pattern`, an expression of RE2, is found."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyCheck:
+    """Well when the app says so, as sd_notify(3) does."""
+
+
+Check = HttpCheck | TcpCheck | ExecCheck | LogCheck | NotifyCheck
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What says that an instance is well, how often it is asked, and what counts as an answer.
+
+    `interval_s` is the pause once it has been well; before, it is asked more often, for
+    `deadline_s` at most. It takes `failures` in a row to be ill, and `successes` to be well.
+    """
+
+    check: Check
     interval_s: float = 10.0
     timeout_s: float = 1.0
     failures: int = 3
+    successes: int = 1
     deadline_s: float = 60.0
 
 
-Probe = TcpProbe | HttpProbe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """What an app waits for before it starts; `on_restart` is what a restart of that does to it."""
+
+    condition: Condition = "ready"
+    on_restart: OnRestart = "ignore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +169,9 @@ class App:
     instances: int = 1
     workers: int = 1
     upstreams: tuple[UpstreamReference, ...] = ()
-    depends_on: Mapping[str, Condition] = field(default_factory=dict)
+    depends_on: Mapping[str, Dependency] = field(default_factory=dict)
     ready: Probe | None = None
+    alive: Probe | None = None
     restart: RestartPolicy = "on-failure"
     stop: Stop = Stop()
     connect_timeout_s: float = 5.0

@@ -12,15 +12,26 @@ from meshrun.supervisor.configuration.model import (
     App,
     Condition,
     Configuration,
-    HttpProbe,
+    ExecCheck,
+    HttpCheck,
+    LogCheck,
+    NotifyCheck,
+    Probe,
+    TcpCheck,
     UpstreamReference,
 )
 from meshrun.supervisor.configuration.permissions import CONDITION_KEYS
+from meshrun.supervisor.configuration.probes import kind_of
 from meshrun.supervisor.configuration.tables import Document, Place, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, quoted
-from meshrun.supervisor.environment import effective, variable_name, variables
+from meshrun.supervisor.environment import (
+    effective,
+    notify_variables,
+    variable_name,
+    variables,
+)
 from meshrun.supervisor.suggest import hint
 
 __all__ = ["check"]
@@ -42,7 +53,7 @@ def check(
     for app in configuration.apps.values():
         _check_upstreams(document, configuration, app)
         _check_depends_on(document, configuration, app)
-        _check_probe(document, app)
+        _check_probes(document, app)
         _check_limits(document, app)
         _check_environment(document, configuration, app)
         _check_variables(document, configuration, app, environ)
@@ -148,32 +159,45 @@ def _section(configuration: Configuration, service: str) -> str:
 
 
 def _check_depends_on(document: Document, configuration: Configuration, app: App) -> None:
-    for name, condition in app.depends_on.items():
-        path = ("apps", app.name, "depends_on", name)
+    for name, dependency in app.depends_on.items():
+        path: KeyPath = ("apps", app.name, "depends_on", name)
+        condition = dependency.condition
         if name == app.name:
             document.report_value(path, f"{name} cannot depend on itself")
         elif name in configuration.services:
             if condition in _AT_THE_END:
                 document.report_value(
-                    path,
+                    (*path, "condition"),
                     f"{name} is an external service, which never counts as {condition}: "
                     'use "started" or "ready"',
+                )
+            if dependency.on_restart != "ignore":
+                document.report_value(
+                    (*path, "on_restart"),
+                    f"{name} is an external service: meshrun does not see it start again",
                 )
         elif name not in configuration.apps:
             document.report_value(path, _unknown(name, configuration))
         elif configuration.apps[name].restart == "always" and condition in _AT_THE_END:
             document.report_value(
-                path, f'{name} is never {condition}: apps.{name}.restart is "always"'
+                (*path, "condition"),
+                f'{name} is never {condition}: apps.{name}.restart is "always"',
             )
 
 
-def _check_probe(document: Document, app: App) -> None:
-    if app.ready is not None and app.port == 0:
-        kind = "http" if isinstance(app.ready, HttpProbe) else "tcp"
-        document.report_value(
-            ("apps", app.name, "ready", kind),
-            f"{app.name} has no port to probe: apps.{app.name}.port is 0",
-        )
+def _probes(app: App) -> Iterator[tuple[KeyPath, Probe]]:
+    """Return the probes of an app, each with the path of its check."""
+    for key, probe in (("ready", app.ready), ("alive", app.alive)):
+        if probe is not None:
+            yield ("apps", app.name, key, kind_of(probe.check)), probe
+
+
+def _check_probes(document: Document, app: App) -> None:
+    for path, probe in _probes(app):
+        if app.port == 0 and isinstance(probe.check, HttpCheck | TcpCheck):
+            document.report_value(
+                path, f"{app.name} has no port to probe: apps.{app.name}.port is 0"
+            )
 
 
 def _check_limits(document: Document, app: App) -> None:
@@ -270,6 +294,9 @@ def _check_ports(document: Document, configuration: Configuration) -> None:
 
 def _check_environment(document: Document, configuration: Configuration, app: App) -> None:
     reserved = {"PORT", *_injected_variables(configuration, app)}
+    notifying = {path[2] for path, probe in _probes(app) if isinstance(probe.check, NotifyCheck)}
+    if notifying:
+        reserved |= notify_variables("", 0.0 if "alive" in notifying else None).keys()
     for name in app.env:
         if name in reserved:
             document.report_key(
@@ -294,8 +321,14 @@ def _expanded_texts(app: App) -> Iterator[tuple[KeyPath, str]]:
         yield (*path, "cwd"), app.cwd
     for name, value in app.env.items():
         yield (*path, "env", name), value
-    if isinstance(app.ready, HttpProbe):
-        yield (*path, "ready", "http"), app.ready.path
+    for at, probe in _probes(app):
+        match probe.check:
+            case HttpCheck(path=text) | LogCheck(pattern=text):
+                yield at, text
+            case ExecCheck(command=command):
+                yield from (((*at, index), word) for index, word in enumerate(command))
+            case _:
+                pass
 
 
 def _check_variables(

@@ -11,20 +11,18 @@ from typing import get_args
 
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS
+from meshrun.supervisor.configuration.depends_on import read_depends_on
 from meshrun.supervisor.configuration.model import (
     App,
-    Condition,
     External,
-    HttpProbe,
     Mesh,
     PortRange,
-    Probe,
     Protocol,
     RestartPolicy,
     Stop,
-    TcpProbe,
 )
 from meshrun.supervisor.configuration.permissions import ACTIONS, EFFECT_KEYS, read_effect
+from meshrun.supervisor.configuration.probes import read_alive, read_external_ready, read_ready
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS, read_upstreams
@@ -42,19 +40,18 @@ from meshrun.supervisor.configuration.values import (
     limit,
     port_range,
     quoted,
-    request_path,
     service_name,
     signal_named,
-    split_command,
     text,
     wait,
+    word,
+    words,
 )
 
 __all__ = ["intention_id", "mesh_name", "read_app", "read_intentions", "read_mesh", "read_services"]
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 RESTART_POLICIES: tuple[RestartPolicy, ...] = get_args(RestartPolicy)
-CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 MESH_KEYS = (
     *("name", "default_intention", "ports", "app_ports", "leaf_ttl", "state_dir", "procfile"),
@@ -62,19 +59,16 @@ MESH_KEYS = (
 )
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
-    *("upstreams", "depends_on", "ready", "restart", "stop", "connect_timeout"),
+    *("upstreams", "depends_on", "ready", "alive", "restart", "stop", "connect_timeout"),
     *("max_connections", "idle_timeout"),
 )
-APP_KEYS_LATER = (*("alive", "watch", "tty", "limits", "user", "hooks", "every"),)
+APP_KEYS_LATER = (*("watch", "tty", "limits", "user", "hooks", "every"),)
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
 }
-PROBE_KEYS = ("interval", "timeout", "failures", "deadline")
-PROBE_KINDS = ("http", "tcp")
-PROBE_KINDS_LATER = ("exec", "log", "notify")
 SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections", "idle_timeout")
-SERVICE_KEYS_LATER = ("alive",)
+NOT_OF_SERVICES = {"alive": "an app: here meshrun runs no process that it could start again"}
 INTENTION_KEYS = ("from", "to", *EFFECT_KEYS)
 
 MOST_INSTANCES = 100
@@ -83,8 +77,6 @@ MOST_WORKERS = 64
 _SHORTEST_LEAF_TTL = "10s"
 _LONGEST_LEAF_TTL = "8760h"
 """Consul's bound for `leaf_cert_ttl`: one year."""
-
-_MOST_FAILURES = 1000
 
 
 def mesh_name(folder: str) -> str:
@@ -140,8 +132,9 @@ def read_app(
         instances=table.read("instances", integer(1, MOST_INSTANCES), app.instances),
         workers=_read_workers(table),
         upstreams=read_upstreams(table),
-        depends_on=_read_depends_on(table),
-        ready=_read_probe(table),
+        depends_on=read_depends_on(table),
+        ready=read_ready(table),
+        alive=read_alive(table),
         restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
         stop=_read_stop(table),
         connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),
@@ -181,9 +174,9 @@ def _read_command(table: Table, app: App) -> App:
                 "the Procfile's is for a shell",
             )
         return app
-    command = table.required("command", _script if shell else _words, ())
-    words = (table.fitted(w, (*table.path, "command", i), _word, "") for i, w in enumerate(command))
-    return replace(app, command=tuple(words), shell=shell, expand=not shell)
+    command = table.required("command", _script if shell else words, ())
+    found = (table.fitted(w, (*table.path, "command", i), word, "") for i, w in enumerate(command))
+    return replace(app, command=tuple(found), shell=shell, expand=not shell)
 
 
 def _script(value: object) -> tuple[object, ...]:
@@ -192,20 +185,6 @@ def _script(value: object) -> tuple[object, ...]:
     if not value.strip():
         raise UnfitError("must not be empty")
     return (value,)
-
-
-def _words(value: object) -> tuple[object, ...]:
-    if isinstance(value, str):
-        return split_command(text(value))
-    if not isinstance(value, list):
-        raise UnfitError(f"must be a string or an array of strings, not {kind(value)}")
-    if not value or not value[0]:
-        raise UnfitError("must not be empty")
-    return tuple(value)
-
-
-def _word(value: object) -> str:
-    return value if value == "" and isinstance(value, str) else text(value)
 
 
 def _read_env(table: Table) -> dict[str, str]:
@@ -223,64 +202,6 @@ def _read_env(table: Table) -> dict[str, str]:
     return result
 
 
-def _read_depends_on(table: Table) -> dict[str, Condition]:
-    value = table.values.get("depends_on", [])
-    if isinstance(value, list):
-        return _read_depends_on_array(table)
-    depends_on = table.table("depends_on", '{ backend = "ready" }')
-    result: dict[str, Condition] = {}
-    for name in depends_on.values if depends_on else ():
-        condition = depends_on.read(name, choice(CONDITIONS), None) if depends_on else None
-        # An unfit condition still is a wish for an order: names and circles are checked with it.
-        result[name] = condition or "started"
-    return result
-
-
-def _read_depends_on_array(table: Table) -> dict[str, Condition]:
-    result: dict[str, Condition] = {}
-    for path, name in table.strings("depends_on", '["backend"]'):
-        if name in result:
-            table.document.report_value(path, f"{dotted(path)} names {quoted(name)} a second time")
-        result[name] = "ready"
-        place = table.document.value(path)
-        table.document.elsewhere.setdefault((*path[:-1], name), place)
-    return result
-
-
-def _read_probe(table: Table) -> Probe | None:
-    ready = table.table("ready", '{ http = "/healthz" } or { tcp = true }')
-    if ready is None:
-        return None
-    ready.allow((*PROBE_KINDS, *PROBE_KEYS), PROBE_KINDS_LATER)
-    kinds = [key for key in (*PROBE_KINDS, *PROBE_KINDS_LATER) if key in ready]
-    if len(kinds) != 1:
-        found = f", not both {kinds[0]} and {kinds[1]}" if kinds else ""
-        ready.document.report_value(
-            ready.path, f'{dotted(ready.path)} needs http = "/path" or tcp = true{found}'
-        )
-    path = ready.read("http", request_path, "/")
-    if not ready.read("tcp", boolean, True):
-        ready.document.report_value(
-            (*ready.path, "tcp"), f"{dotted(ready.path)}.tcp = false probes nothing: leave it out"
-        )
-    interval_s = ready.read("interval", wait, TcpProbe().interval_s)
-    timeout_s = ready.read("timeout", wait, TcpProbe().timeout_s)
-    failures = ready.read("failures", integer(1, _MOST_FAILURES), TcpProbe().failures)
-    deadline_s = ready.read("deadline", wait, TcpProbe().deadline_s)
-    tcp = TcpProbe(
-        interval_s=interval_s, timeout_s=timeout_s, failures=failures, deadline_s=deadline_s
-    )
-    if "http" not in ready:
-        return tcp
-    return HttpProbe(
-        path=path,
-        interval_s=interval_s,
-        timeout_s=timeout_s,
-        failures=failures,
-        deadline_s=deadline_s,
-    )
-
-
 def _read_stop(table: Table) -> Stop:
     stop = table.table("stop", '{ signal = "TERM", timeout = "5s" }')
     if stop is None:
@@ -296,14 +217,14 @@ def read_services(top: Table) -> dict[str, External]:
     """Read every `[services.NAME]`."""
     services: dict[str, External] = {}
     for table in top.tables("services"):
-        table.allow(SERVICE_KEYS, SERVICE_KEYS_LATER)
+        table.allow(SERVICE_KEYS, elsewhere=NOT_OF_SERVICES)
         _check_name(table)
         name = str(table.path[-1])
         services[name] = External(
             name=name,
             address=table.required("address", text, ""),
             protocol=table.read("protocol", choice(PROTOCOLS), "tcp"),
-            ready=_read_probe(table),
+            ready=read_external_ready(table),
             workers=_read_workers(table),
             max_connections=_read_max_connections(table),
             idle_timeout_s=_read_idle_timeout(table),

@@ -43,6 +43,8 @@ __all__ = [
     "text",
     "upstream_name",
     "wait",
+    "word",
+    "words",
 ]
 
 T = TypeVar("T")
@@ -279,6 +281,22 @@ def environment_value(value: object) -> str:
     if "\0" in value:
         raise UnfitError("must not hold a NUL character")
     return value
+
+
+def words(value: object) -> tuple[object, ...]:
+    """Fit a command: words, or a string to split; each of the words is still to be fitted."""
+    if isinstance(value, str):
+        return split_command(text(value))
+    if not isinstance(value, list):
+        raise UnfitError(f"must be a string or an array of strings, not {kind(value)}")
+    if not value or not value[0]:
+        raise UnfitError("must not be empty")
+    return tuple(value)
+
+
+def word(value: object) -> str:
+    """Fit one word of a command; it may be empty."""
+    return value if value == "" and isinstance(value, str) else text(value)
 
 
 def split_command(value: str) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["WHOLE", "sample"]
+__all__ = ["HISTORIES", "WHOLE", "sample"]
 
 WHOLE = os.environ.get("MESHRUN_TEST_LONG") == "1"
 SEED = 2
+# How many random histories of the state machine are lived through; `make histories` has more.
+HISTORIES = int(os.environ.get("MESHRUN_TEST_HISTORIES", "1000"))
 
 T = TypeVar("T")
 

@@ -15,7 +15,14 @@ from meshrun.proxy.http.heads import Request
 from meshrun.proxy.intentions import Rules
 from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
-from meshrun.supervisor.configuration import meshfile, permissions, sections, upstreams
+from meshrun.supervisor.configuration import (
+    depends_on,
+    meshfile,
+    permissions,
+    probes,
+    sections,
+    upstreams,
+)
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
@@ -30,7 +37,9 @@ TABLES = {
     "`[apps.NAME]`": sections.APP_KEYS,
     "upstreams": tuple(key for key in upstreams.KEYS if key not in upstreams.REQUEST_KEYS),
     "HTTP upstreams": upstreams.REQUEST_KEYS,
-    "ready": (*sections.PROBE_KINDS, *sections.PROBE_KEYS),
+    "depends_on": depends_on.KEYS,
+    "ready": probes.READY_KEYS,
+    "alive": probes.ALIVE_KEYS,
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
@@ -40,8 +49,6 @@ TABLES = {
 LATER = {
     *meshfile.TOP_KEYS_LATER,
     *sections.APP_KEYS_LATER,
-    *sections.PROBE_KINDS_LATER,
-    *sections.SERVICE_KEYS_LATER,
 }
 
 
@@ -69,8 +76,7 @@ def test_the_reference_has_every_key_that_the_parser_takes_and_no_other(heading:
 
 def test_every_key_that_is_refused_until_later_is_listed_as_such() -> None:
     listed = set(re.findall(r"`([a-z_]+)`", section(README, "Not supported yet")))
-    assert listed - {"ready"} == LATER - {"ready"}
-    assert "ready" in listed
+    assert listed == LATER
 
 
 def test_the_examples_of_configurations_are_valid(tmp_path: Path) -> None:
@@ -123,6 +129,7 @@ def test_a_mistake_is_reported_in_the_form_that_the_reference_says(tmp_path: Pat
 
 def test_the_table_of_variables_has_all_that_an_app_gets() -> None:
     names = environment.variables([("<NAME>", "http")], has_port=True)
+    names |= environment.notify_variables("", 0.0)
     documented = section(README, "What an app gets in its environment")
     for name in (*names, "PYTHONUNBUFFERED"):
         assert f"`{name.replace('__NAME__', '_<NAME>_')}`" in documented
@@ -139,7 +146,8 @@ def test_the_map_of_a_package_has_every_module(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["proxy", "proxy/http", "supervisor", "supervisor/configuration"]
+    "package",
+    ["proxy", "proxy/http", "supervisor", "supervisor/configuration", "supervisor/probes"],
 )
 def test_the_tour_has_a_room_for_every_module(package: str) -> None:
     said = section(ARCHITECTURE, "The rooms")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from meshrun.supervisor.configuration.model import Dependency
 from meshrun.supervisor.dependencies import expected_to_complete
 from meshrun.supervisor.ends import Ended, EndRule, ended
 from meshrun.supervisor.lifecycle import Phase, Status
@@ -61,7 +62,10 @@ def test_with_abort_on_exit_the_first_end_is_the_end_of_all() -> None:
 
 def test_what_another_app_waits_for_may_complete() -> None:
     expected = expected_to_complete(
-        [{"migrate": "succeeded", "db": "ready"}, {"seed": "completed"}]
+        [
+            {"migrate": Dependency(condition="succeeded"), "db": Dependency()},
+            {"seed": Dependency(condition="completed")},
+        ]
     )
     assert expected == {"migrate", "seed"}
     assert ended(ABORT, apps(migrate=COMPLETED, web=RUNNING), expected) is None

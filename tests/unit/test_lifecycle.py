@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sampling import HISTORIES
 
 from meshrun.supervisor import backoff, lifecycle
 from meshrun.supervisor.configuration.model import RestartPolicy
@@ -19,10 +20,12 @@ from meshrun.supervisor.lifecycle_events import (
     Exit,
     Exited,
     Kill,
+    LivenessLost,
     ProbeFailed,
     ProbeSucceeded,
     Probing,
     Restart,
+    Said,
     SendSignal,
     SessionEnded,
     SetTimer,
@@ -31,11 +34,14 @@ from meshrun.supervisor.lifecycle_events import (
     SpawnFailed,
     Start,
     Stop,
+    StoppingAnnounced,
+    TimeoutExtended,
     TimerFired,
 )
 
 PLAIN = Policy()
-PROBED = Policy(has_probe=True, ready_deadline_s=20.0)
+WATCHED = Policy(has_alive=True)
+PROBED = Policy(has_ready=True, ready_deadline_s=20.0)
 
 
 @dataclass
@@ -92,7 +98,7 @@ def test_it_waits_for_its_dependencies_then_is_spawned_then_runs() -> None:
 def test_with_a_probe_it_is_starting_until_the_probe_succeeds() -> None:
     life = Life(PROBED).started()
     assert (life.phase(), life.status.ready) == (Phase.STARTING, False)
-    assert life.todo() == (SetTimer(life.status.number, 1020.0), Probing(on=True))
+    assert life.todo() == (Probing(ready=True), SetTimer(life.status.number, 1020.0))
     life.tell(ProbeFailed("refused"))
     assert (life.phase(), life.status.reason) == (Phase.STARTING, "refused")
     life.tell(ProbeSucceeded())
@@ -117,9 +123,115 @@ def test_one_that_is_not_ready_in_time_is_killed_and_the_reason_says_why() -> No
     life.tell(ProbeFailed("refused"))
     life.actions = deadline
     life.fire()
-    assert life.todo() == (Probing(on=False), SendSignal(signal.SIGKILL))
+    assert life.todo() == (Probing(), SendSignal(signal.SIGKILL))
     life.tell(Exited(Exit(None, signal.SIGKILL)))
     assert life.status.reason == "not ready within 20 s: refused"
+
+
+def test_liveness_is_asked_once_it_is_ready() -> None:
+    life = Life(Policy(has_ready=True, has_alive=True)).started()
+    assert Probing(ready=True) in life.todo()
+    life.tell(ProbeSucceeded())
+    assert life.todo() == (Probing(ready=True, alive=True),)
+    assert Life(WATCHED).started().todo() == (Probing(alive=True),)
+
+
+def test_one_that_is_not_alive_is_ended_its_usual_way_and_started_again_with_the_reason() -> None:
+    life = Life(WATCHED).started().tell(LivenessLost("answered 500 (3 times in a row)"))
+    assert (life.phase(), life.status.ready) == (Phase.STOPPING, False)
+    assert life.todo() == (
+        Probing(),
+        SendSignal(signal.SIGTERM),
+        SetTimer(life.status.number, 1005.0),
+    )
+    life.tell(Exited(Exit(0)), SessionEnded())
+    assert (life.phase(), life.status.restarts) == (Phase.SPAWNING, 1)
+    assert life.status.reason == "not alive: answered 500 (3 times in a row)"
+
+
+def test_what_was_ended_because_it_was_not_alive_has_not_completed_whatever_its_exit_says() -> None:
+    life = Life(Policy(has_alive=True, restart="never")).started()
+    life.tell(LivenessLost("silent"), Exited(Exit(0)), SessionEnded())
+    assert (life.phase(), life.status.reason) == (Phase.FAILED, "not alive: silent")
+
+
+def test_one_that_is_not_alive_and_does_not_end_is_killed_and_keeps_its_reason() -> None:
+    life = Life(WATCHED).started().tell(LivenessLost("silent")).fire()
+    assert life.todo() == (SendSignal(signal.SIGKILL),)
+    life.tell(Exited(Exit(None, signal.SIGKILL)))
+    assert life.status.reason == "not alive: silent; not ended within 5 s"
+
+
+def test_lives_that_end_for_not_being_alive_are_a_crash_loop_like_others() -> None:
+    life = Life(WATCHED).started()
+    for _ in range(5):
+        life.tell(LivenessLost("silent"), Exited(Exit(0)), SessionEnded())
+        if life.phase() is not Phase.SPAWNING:
+            life.fire()
+        life.tell(Spawned(8))
+    assert life.status.looping
+
+
+def test_the_time_in_which_it_was_not_alive_does_not_count_as_a_good_run() -> None:
+    life = Life(WATCHED).started()
+    life.tell(LivenessLost("silent"), Exited(Exit(0)), SessionEnded(), Spawned(8))
+    life.now += backoff.GOOD_RUN_S + 10.0
+    life.tell(LivenessLost("silent", ill_s=20.0), Exited(Exit(0)), SessionEnded())
+    assert life.phase() is Phase.BACKOFF
+
+
+def test_a_stop_wins_over_the_restart_of_one_that_is_not_alive_without_a_second_signal() -> None:
+    life = Life(WATCHED).started().tell(LivenessLost("silent"), Stop())
+    assert life.todo() == ()
+    assert life.tell(Exited(Exit(0)), SessionEnded()).phase() is Phase.STOPPED
+
+
+def test_one_that_says_that_it_stops_gets_no_calls_and_has_its_stop_timeout() -> None:
+    life = Life(Policy(restart="always")).started().tell(StoppingAnnounced())
+    assert (life.phase(), life.status.ready) == (Phase.STOPPING, False)
+    assert life.todo() == (Probing(), SetTimer(life.status.number, 1005.0))
+    life.tell(Exited(Exit(0)), SessionEnded())
+    assert life.phase() is Phase.SPAWNING
+
+
+def test_one_that_says_that_it_stops_and_does_not_is_killed() -> None:
+    life = Life().started().tell(StoppingAnnounced()).fire()
+    assert (life.phase(), life.todo()) == (Phase.KILLING, (SendSignal(signal.SIGKILL),))
+
+
+@pytest.mark.parametrize(("command", "phase"), [(Stop(), "STOPPED"), (Restart(), "SPAWNING")])
+def test_a_command_is_told_to_one_that_only_says_that_it_stops(command: Event, phase: str) -> None:
+    life = Life().started().tell(StoppingAnnounced(), command)
+    assert SendSignal(signal.SIGTERM) in life.todo()
+    assert life.tell(Exited(Exit(0)), SessionEnded()).phase() is Phase[phase]
+
+
+def test_one_that_asks_for_more_time_to_start_has_it_but_not_for_ever() -> None:
+    life = Life(PROBED).started().tell(TimeoutExtended(10.0))
+    assert life.todo() == (), "less than it has anyway"
+    life.now += 15.0
+    life.tell(TimeoutExtended(30.0))
+    assert life.todo() == (SetTimer(life.status.number, 1045.0),)
+    life.tell(TimeoutExtended(86400.0))
+    assert life.todo() == (SetTimer(life.status.number, 1200.0),)
+    life.fire().tell(Exited(Exit(None, signal.SIGKILL)))
+    assert life.status.reason == "not ready within 200 s"
+
+
+def test_one_that_asks_for_more_time_to_stop_has_it_but_not_for_ever() -> None:
+    policy = Policy(stop_timeout_s=3.0, notifies=True)
+    life = Life(policy).started().tell(Stop())
+    life.tell(TimeoutExtended(600.0))
+    assert life.todo() == (SetTimer(life.status.number, 1000.0 + policy.longest_stop_s),)
+
+
+def test_what_it_says_of_itself_is_kept_for_this_life_and_told_when_it_is_not_ready() -> None:
+    life = Life(PROBED).started().tell(Said("loading"), ProbeFailed("no READY=1 yet"))
+    assert life.status.said == "loading"
+    life.tell(TimerFired(life.status.number))
+    assert life.status.reason.endswith("no READY=1 yet; it says: loading")
+    life.tell(Exited(Exit(None, 9)), SessionEnded())
+    assert life.status.said == ""
 
 
 def test_the_first_restart_is_at_once_and_the_next_ones_wait_ever_longer() -> None:
@@ -191,7 +303,7 @@ def test_a_stop_is_a_signal_then_after_the_timeout_kill_then_the_rest_of_the_ses
     life = Life(Policy(stop_signal=signal.SIGINT, stop_timeout_s=3.0)).started().tell(Stop())
     assert life.phase() is Phase.STOPPING
     assert life.todo() == (
-        Probing(on=False),
+        Probing(),
         SendSignal(signal.SIGINT),
         SetTimer(life.status.number, 1003.0),
     )
@@ -226,7 +338,7 @@ def test_a_start_after_a_kill_while_it_is_being_spawned_is_remembered() -> None:
 
 
 def test_one_that_was_never_ready_has_not_run_well_however_long_it_lived() -> None:
-    life = Life(Policy(has_probe=True, ready_deadline_s=backoff.GOOD_RUN_S * 2)).started()
+    life = Life(Policy(has_ready=True, ready_deadline_s=backoff.GOOD_RUN_S * 2)).started()
     waits = []
     for _ in range(4):
         life.fire()  # not ready in time
@@ -297,8 +409,10 @@ def test_what_could_not_be_forked_is_tried_again() -> None:
 
 
 def test_a_dependency_that_failed_fails_what_depends_on_it() -> None:
-    life = Life().tell(Start(), DependencyFailed("db has failed"))
-    assert (life.phase(), life.status.reason) == (Phase.FAILED, "db has failed")
+    life = Life().tell(Start(), DependencyFailed("api has failed", "db.1 failed"))
+    assert (life.phase(), life.status.reason) == (Phase.FAILED, "api has failed")
+    assert life.status.cause == "db.1 failed"
+    assert life.tell(Start()).status.cause == ""
 
 
 def test_a_timer_of_an_earlier_phase_does_nothing() -> None:
@@ -353,6 +467,7 @@ class World:
         self.session_doomed = False
         self.ending = False  # the driver was asked for the end of the session
         self.timer: SetTimer | None = None
+        self.asked = Probing()
         self.old_timers: list[int] = []
         self.pids = 0
         self.stopped = True  # the last command was a stop
@@ -388,7 +503,17 @@ class World:
                 self.ending = True
                 self.session_doomed |= number == signal.SIGKILL
             case SetTimer():
+                assert action.number == self.life.status.number
                 self.timer = action
+            case Probing():
+                self.asked = action
+
+    def _to_ask(self) -> Probing:
+        policy, phase = self.life.policy, self.life.phase()
+        return Probing(
+            ready=policy.has_ready and phase in (Phase.STARTING, Phase.RUNNING),
+            alive=policy.has_alive and phase is Phase.RUNNING,
+        )
 
     def _check(self) -> None:
         status = self.life.status
@@ -398,6 +523,9 @@ class World:
         assert (status.next_try_at is not None) == (
             status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
         )
+        assert status.since <= self.life.now
+        assert self.timer is None or status.due_at == self.timer.at
+        assert self.asked == self._to_ask(), "the wrong probes are asked"
         has_timer = self.timer is not None and self.timer.number == status.number
         match status.phase:
             case Phase.SPAWNING:
@@ -417,12 +545,13 @@ class World:
     # What may happen next.
 
     def moves(self) -> list[str]:
-        possible = ["tick"]
+        possible = ["tick", "the clock jumps"]
         if self.spawning:
             possible += ["spawned", "spawn fails", "spawn fails for good"]
         if self.alive:
             possible += ["exits", "crashes", "crashes leaving a child"]
-            possible += ["probe succeeds", "probe fails"]
+            possible += ["probe succeeds", "probe fails", "is not alive"]
+            possible += ["says", "says that it stops", "asks for time"]
         if self.ending:
             possible.append("session ends")
         if self.timer is not None:
@@ -437,6 +566,8 @@ class World:
         match what:
             case "tick":
                 self.life.now += 7.0
+            case "the clock jumps":
+                self.life.now += 86400.0
             case "spawned":
                 self.spawning, self.alive, self.doomed = False, True, False
                 self.pids += 1
@@ -455,6 +586,14 @@ class World:
                 self.feed(ProbeSucceeded())
             case "probe fails":
                 self.feed(ProbeFailed("refused"))
+            case "is not alive":
+                self.feed(LivenessLost("silent", ill_s=3.0))
+            case "says":
+                self.feed(Said("loading"))
+            case "says that it stops":
+                self.feed(StoppingAnnounced())
+            case "asks for time":
+                self.feed(TimeoutExtended(1000.0))
             case "dependencies met":
                 self.feed(DependenciesMet())
             case "dependency fails":
@@ -488,12 +627,13 @@ class World:
 policies = st.builds(
     Policy,
     restart=st.sampled_from(["always", "never", "on-failure"]),
-    has_probe=st.booleans(),
+    has_ready=st.booleans(),
+    has_alive=st.booleans(),
 )
 COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Kill())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=HISTORIES)
 @given(policy=policies, data=st.data())
 def test_whatever_happens_there_is_never_a_second_process_and_every_wait_ends_and_a_stop_wins(
     policy: Policy, data: st.DataObject

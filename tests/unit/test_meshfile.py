@@ -13,10 +13,15 @@ from meshrun.supervisor.configuration import meshfile
 from meshrun.supervisor.configuration.meshfile import find, load, load_procfile
 from meshrun.supervisor.configuration.model import (
     Configuration,
-    HttpProbe,
+    Dependency,
+    ExecCheck,
+    HttpCheck,
+    LogCheck,
+    NotifyCheck,
     PortRange,
+    Probe,
     Stop,
-    TcpProbe,
+    TcpCheck,
     UpstreamReference,
 )
 from meshrun.supervisor.errors import ConfigError
@@ -83,7 +88,7 @@ def test_everything_about_an_app_is_read() -> None:
             { service = "db", as = "few", max_connections = 4 },
         ]
         depends_on = { db = "started" }
-        ready = { http = "/ok", interval = "1s", timeout = "2s", failures = 4, deadline = "1m" }
+        ready = { http = "/ok", interval = "1s", timeout = "2s", failures = 4, successes = 2 }
         restart = "never"
         stop = { signal = "sigint", timeout = "500ms" }
         connect_timeout = "10s"
@@ -106,9 +111,14 @@ def test_everything_about_an_app_is_read() -> None:
         UpstreamReference(service="web", name="Me", port=21010, connect_timeout_s=1.0),
         UpstreamReference(service="db", name="few", max_connections=4),
     )
-    assert app.depends_on == {"db": "started"}
-    assert app.ready == HttpProbe(
-        path="/ok", interval_s=1.0, timeout_s=2.0, failures=4, deadline_s=60.0
+    assert app.depends_on == {"db": Dependency(condition="started")}
+    assert app.ready == Probe(
+        check=HttpCheck("/ok"),
+        interval_s=1.0,
+        timeout_s=2.0,
+        failures=4,
+        successes=2,
+        deadline_s=60.0,
     )
     assert app.stop == Stop(signal=Signals.SIGINT, timeout_s=0.5)
     assert (app.port, app.protocol, app.instances) == (8080, "grpc", 2)
@@ -165,8 +175,57 @@ def test_everything_about_the_requests_to_an_upstream_is_read() -> None:
 def test_a_list_of_dependencies_means_ready() -> None:
     text = '[apps.a]\ncommand="a"\ndepends_on=["b"]\nready.tcp=true\n[apps.b]\ncommand="b"'
     app = loaded(text).apps["a"]
-    assert app.depends_on == {"b": "ready"}
-    assert app.ready == TcpProbe()
+    assert app.depends_on == {"b": Dependency(condition="ready")}
+    assert app.ready == Probe(check=TcpCheck())
+
+
+def test_a_dependency_says_what_its_restart_does() -> None:
+    app = loaded(
+        """
+        [apps.a]
+        command = "a"
+        depends_on = { b = { on_restart = "restart" }, c = { condition = "started" }, d = "ready" }
+        [apps.b]
+        command = "b"
+        [apps.c]
+        command = "c"
+        [apps.d]
+        command = "d"
+        """
+    ).apps["a"]
+    assert app.depends_on == {
+        "b": Dependency(condition="ready", on_restart="restart"),
+        "c": Dependency(condition="started", on_restart="ignore"),
+        "d": Dependency(),
+    }
+
+
+def test_an_app_is_asked_by_a_command_or_says_itself_how_it_is() -> None:
+    apps = loaded(
+        """
+        [apps.a]
+        command = "a"
+        ready = { exec = "pg_isready -h '${HOST:-my host}'", timeout = "2s" }
+        alive = { exec = ["check", ""], failures = 1 }
+        [apps.b]
+        command = "b"
+        ready = { log = "listening on .*:${PORT}$", deadline = "5s" }
+        alive = { log = "tick", interval = "1s" }
+        [apps.c]
+        command = "c"
+        port = 0
+        ready = { notify = true }
+        alive = { notify = true, interval = "2s", failures = 2, deadline = "3s" }
+        """
+    ).apps
+    assert apps["a"].ready == Probe(
+        check=ExecCheck(("pg_isready", "-h", "${HOST:-my host}")), timeout_s=2.0
+    )
+    assert apps["a"].alive == Probe(check=ExecCheck(("check", "")), failures=1)
+    assert apps["b"].ready == Probe(check=LogCheck("listening on .*:${PORT}$"), deadline_s=5.0)
+    assert apps["b"].alive == Probe(check=LogCheck("tick"), interval_s=1.0)
+    assert apps["c"].ready == Probe(check=NotifyCheck())
+    assert apps["c"].alive == Probe(check=NotifyCheck(), interval_s=2.0, failures=2, deadline_s=3.0)
 
 
 def test_an_intention_of_the_file_knows_its_line_and_keeps_its_id() -> None:

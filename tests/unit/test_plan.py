@@ -11,9 +11,14 @@ from meshrun.supervisor import plan
 from meshrun.supervisor.configuration.model import (
     App,
     Configuration,
+    Dependency,
+    ExecCheck,
     External,
-    HttpProbe,
+    HttpCheck,
+    LogCheck,
     Mesh,
+    Probe,
+    TcpCheck,
     UpstreamReference,
 )
 from meshrun.supervisor.errors import MeshrunError
@@ -144,7 +149,7 @@ def test_ports_are_remembered_by_who_holds_them() -> None:
 def test_names_chosen_bring_what_they_need_in_the_order_of_the_file() -> None:
     config = configuration(
         app("db"),
-        app("api", depends_on={"db": "ready"}),
+        app("api", depends_on={"db": Dependency()}),
         app("other"),
         app("web", upstreams=(to("api"),)),
     )
@@ -239,8 +244,24 @@ def test_it_runs_in_the_folder_of_the_file_or_below(cwd: str | None, expected: s
 
 
 def test_the_path_of_a_probe_is_expanded() -> None:
-    (instance,) = make(configuration(app("web", ready=HttpProbe(path="/${WHO}")))).instances
-    assert instance.probe == HttpProbe(path="/world")
+    web = app("web", ready=Probe(check=HttpCheck("/${WHO}")), alive=Probe(check=TcpCheck()))
+    (instance,) = make(configuration(web)).instances
+    assert instance.ready == Probe(check=HttpCheck("/world"))
+    assert instance.alive == Probe(check=TcpCheck())
+
+
+def test_words_and_patterns_of_probes_are_expanded() -> None:
+    command = Probe(check=ExecCheck(("ask", "${PORT}", "$x")))
+    web = app("web", ready=Probe(check=LogCheck("on ${PORT}$")), alive=command)
+    (instance,) = make(configuration(web)).instances
+    assert instance.ready == Probe(check=LogCheck("on 20000$"))
+    assert instance.alive == Probe(check=ExecCheck(("ask", "20000", "$x")))
+
+
+def test_a_pattern_that_its_variables_make_unusable_is_refused() -> None:
+    web = app("web", ready=Probe(check=LogCheck("on ${ODD}")))
+    with pytest.raises(MeshrunError, match=r"cannot use apps\.web\.ready\.log: .*'on \('"):
+        make(configuration(web), caller={"ODD": "("})
 
 
 def test_an_external_service_is_an_instance_without_a_program() -> None:

@@ -10,7 +10,7 @@ from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Phase, Policy, Status
 from meshrun.supervisor.lifecycle_events import Event, Exit
-from meshrun.supervisor.runner import NotExecutableError, Probing, Runner
+from meshrun.supervisor.runner import Feed, NotExecutableError, Probing, Runner, Which
 
 # No process has such a number (pid_max), so there is no session of that number either.
 NOBODY = 2**22 + 5
@@ -19,8 +19,16 @@ NOBODY = 2**22 + 5
 class Asked:
     """A probe that is answered by the test."""
 
-    def __init__(self, succeed: Callable[[], None], fail: Callable[[str], None]) -> None:
-        self.succeed, self.fail, self.stopped = succeed, fail, False
+    tries = 0
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed, self.stopped = feed, False
+
+    def succeed(self) -> None:
+        self._feed(events.ProbeSucceeded())
+
+    def fail(self, reason: str) -> None:
+        self._feed(events.ProbeFailed(reason))
 
     def stop(self) -> None:
         self.stopped = True
@@ -31,7 +39,8 @@ class Body:
 
     def __init__(self) -> None:
         self.problems: list[Exception] = []
-        self.started: list[Process] = []
+        self.processes: list[Process] = []
+        self.heard: list[int] = []
         self.asked: list[Asked] = []
         self.drained = 0
 
@@ -40,16 +49,17 @@ class Body:
         if self.problems:
             raise self.problems.pop(0)
         process = Process(NOBODY, -1, asyncio.get_running_loop().create_future())
-        self.started.append(process)
+        self.processes.append(process)
         return process
+
+    def started(self, pid: int, _feed: Feed) -> None:
+        self.heard.append(pid)
 
     def exited(self) -> None:
         self.drained += 1
 
-    def probe(
-        self, on_success: Callable[[], None], on_failure: Callable[[str], None]
-    ) -> Probing | None:
-        self.asked.append(Asked(on_success, on_failure))
+    def probe(self, _which: Which, feed: Feed) -> Probing | None:
+        self.asked.append(Asked(feed))
         return self.asked[-1]
 
 
@@ -90,9 +100,9 @@ def test_a_process_is_started_and_started_again_when_it_fails() -> None:
         kept = Kept()
         await kept.start()
         assert kept.phase() is Phase.RUNNING
-        kept.body.started[0].exited.set_result(Exit(1))
+        kept.body.processes[0].exited.set_result(Exit(1))
         await turns()
-        assert (kept.phase(), len(kept.body.started)) == (Phase.RUNNING, 2)
+        assert (kept.phase(), len(kept.body.processes)) == (Phase.RUNNING, 2)
         assert kept.body.drained == 1
 
     run(scenario)
@@ -116,7 +126,7 @@ def test_what_happens_in_consequence_comes_after_and_in_order() -> None:
         ]
         await turns()
         assert kept.phase() is Phase.STOPPING
-        kept.body.started[0].exited.set_result(Exit(0))
+        kept.body.processes[0].exited.set_result(Exit(0))
         await turns()
         assert kept.phase() is Phase.STOPPED
 
@@ -146,20 +156,20 @@ def test_what_cannot_be_started_is_failed_or_tried_again_or_over(
 
 def test_a_probe_is_asked_while_it_lives_and_no_longer() -> None:
     async def scenario() -> None:
-        kept = Kept(Policy(has_probe=True))
+        kept = Kept(Policy(has_ready=True))
         await kept.start()
         (asked,) = kept.body.asked
         asked.fail("refused")
         assert (kept.phase(), kept.runner.status.reason) == (Phase.STARTING, "refused")
         asked.succeed()
         assert kept.phase() is Phase.RUNNING
-        kept.body.started[0].exited.set_result(Exit(1))
+        kept.body.processes[0].exited.set_result(Exit(1))
         await turns()
         assert asked.stopped
         assert len(kept.body.asked) == 2
         assert kept.phase() is Phase.STARTING
         kept.runner.feed(events.Kill())
-        kept.body.started[1].exited.set_result(Exit(None, 9))
+        kept.body.processes[1].exited.set_result(Exit(None, 9))
         await turns()
         assert kept.phase() is Phase.STOPPED
 
@@ -172,7 +182,7 @@ def test_a_timer_is_that_of_the_phase_it_was_set_in() -> None:
         await kept.start()
         kept.runner.feed(events.Stop())
         assert kept.phase() is Phase.STOPPING
-        kept.body.started[0].exited.set_result(Exit(0))
+        kept.body.processes[0].exited.set_result(Exit(0))
         await turns()
         kept.runner.feed(events.Start())
         kept.runner.feed(events.DependenciesMet())
@@ -196,7 +206,7 @@ def test_somebody_who_fails_when_told_does_not_keep_it_from_living_and_ending() 
         kept.on_change = fail
         await kept.start()
         assert kept.phase() is Phase.RUNNING
-        kept.body.started[0].exited.set_result(Exit(0))
+        kept.body.processes[0].exited.set_result(Exit(0))
         await turns()
         assert kept.phase() is Phase.COMPLETED
         assert set(reported) == {"told badly"}

@@ -21,6 +21,7 @@ KEYS = st.sampled_from(
         *("mesh", "apps", "services", "intentions", "web", "api", "name", "ports", "leaf_ttl"),
         *("command", "shell", "env", "port", "instances", "upstreams", "service", "as", "ready"),
         *("depends_on", "http", "tcp", "exec", "interval", "stop", "signal", "timeout", "restart"),
+        *("alive", "log", "notify", "successes", "deadline", "condition", "on_restart"),
         *("address", "protocol", "from", "to", "action", "methods", "\u001b[2J", ""),
         *("workers", "max_connections", "idle_timeout", "request_timeout", "retries", "split"),
         *("max_requests", "max_pending", "ejection", "failures", "set_headers", "remove_headers"),
