@@ -96,7 +96,10 @@ class _Output:
 
 
 class AppBody:
-    """An app: executed with its environment, its output taken line by line, its probes asked."""
+    """An app: executed with its environment, its output taken line by line, its probes asked.
+
+    `instance` may be replaced: what is started and asked next is that.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class AppBody:
         on_lines: OnLines,
     ) -> None:
         self._launcher = launcher
-        self._instance = instance
+        self.instance = instance
         self._cgroup = cgroup
         self._state = state
         self._on_lines = on_lines
@@ -116,7 +119,7 @@ class AppBody:
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
-        listening = Listening(self._instance, self._state)
+        listening = Listening(self.instance, self._state)
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             kept.callback(listening.close)
             kept.callback(self.output.discard)
@@ -126,7 +129,7 @@ class AppBody:
             for stream in ("stdout", "stderr"):
                 ends.append(self.output.open(stream))
                 given.callback(os.close, ends[-1])
-            spec = self._spec(self._instance.name, self._instance.argv, listening.environment)
+            spec = self._spec(self.instance.name, self.instance.argv, listening.environment)
             process = await execute(self._launcher, spec, ends)
             kept.pop_all()
         return process
@@ -135,17 +138,17 @@ class AppBody:
         self, name: str, argv: tuple[str, ...], environment: Mapping[str, str] | None = None
     ) -> AppSpec:
         """Return what runs as this app does: the app itself, or a command beside it."""
-        variables = {**(self._instance.environment or {}), **(environment or {})}
+        variables = {**(self.instance.environment or {}), **(environment or {})}
         return AppSpec(
             name=name,
             argv=tuple(os.fsencode(word) for word in argv),
-            cwd=os.fsencode(self._instance.cwd),
+            cwd=os.fsencode(self.instance.cwd),
             environment={os.fsencode(n): os.fsencode(value) for n, value in variables.items()},
             cgroup=self._cgroup,
         )
 
     def _take(self, stream: Stream, lines: list[bytes]) -> None:
-        self._on_lines(self._instance.name, stream, lines)
+        self._on_lines(self.instance.name, stream, lines)
         if self._listening is not None:
             self._listening.hear(lines)
 
@@ -162,7 +165,7 @@ class AppBody:
 
     def probe(self, which: Which, feed: Feed) -> Probing | None:
         """Begin to ask it itself: its own port, a command beside it, or what it says."""
-        instance = self._instance
+        instance = self.instance
         probe = instance.ready if which == "ready" else instance.alive
         if probe is None or self._listening is None:
             return None
@@ -178,11 +181,11 @@ class AppBody:
     def _asker(self, probe: Probe, which: Which) -> Callable[[], Awaitable[str | None]]:
         match probe.check:
             case ExecCheck(command=command):
-                spec = self._spec(f"{self._instance.name} {which}", command)
+                spec = self._spec(f"{self.instance.name} {which}", command)
                 return partial(ask_command, Command(self._launcher, spec), probe.timeout_s)
             case HttpCheck() | TcpCheck() as check:
-                assert self._instance.port is not None, "the configuration refuses that"
-                return asker(check, probe, HOST, self._instance.port)
+                assert self.instance.port is not None, "the configuration refuses that"
+                return asker(check, probe, HOST, self.instance.port)
             case LogCheck() | NotifyCheck():
                 raise AssertionError("what an app says is not asked for")
 

@@ -17,7 +17,7 @@ from meshrun.supervisor.lifecycle import Policy, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "Feed", "NotExecutableError", "Probing", "Rest", "Runner", "Which"]
+__all__ = ["Body", "Feed", "NotExecutableError", "OnChange", "Probing", "Rest", "Runner", "Which"]
 
 Which = Literal["ready", "alive"]
 Feed = Callable[[Event], None]
@@ -108,6 +108,12 @@ class Runner:
                 self._step(self._events.popleft())
         finally:
             self._feeding = False
+
+    def revise(self, policy: Policy, *, asks_anew: bool) -> None:
+        """Take another policy, also in the middle of a life; its probes may be other ones too."""
+        self.policy = policy
+        if asks_anew:
+            self.feed(events.Revised())
 
     def _step(self, event: Event) -> None:
         before = self.status

@@ -37,6 +37,7 @@ class Notes:
     def __init__(self) -> None:
         self.broke: list[str] = []
         self.closed: list[str] = []
+        self.drained: list[str] = []
         self.ready: list[str] = []
         self.serving: list[str] = []
         self.bell = Bell()
@@ -59,6 +60,10 @@ class Notes:
 
     def worker_broke(self, worker: Worker, reason: str) -> None:
         self.broke.append(worker.name)
+
+    def worker_drained(self, worker: Worker) -> None:
+        self.drained.append(worker.name)
+        self.bell.ring()
 
     def worker_closed(self, worker: Worker, reason: str) -> None:
         self.closed.append(worker.name)
@@ -135,13 +140,15 @@ class Site:
         self.recording = False
         root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
         self.control = ControlPlane(
-            self.plan,
+            lambda: self.plan,
             root,
             lambda: list(self.intentions),
             lambda _: self.recording,
             self.notes,
             time.time,
         )
+        for instance in self.plan.instances:
+            self.control.add(instance)
         self.workers: list[Played] = []
 
     async def start(self) -> None:
