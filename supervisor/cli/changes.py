@@ -20,7 +20,7 @@ _UNFIT = 422
 _json = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 
 
-@click.command()
+@click.command(short_help="Apply a changed mesh.toml, touching only what changed.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @_json
 @click.pass_obj
@@ -50,7 +50,7 @@ def reload(place: Place, dry_run: bool, as_json: bool) -> int:
     return _print(done, as_json, "would have " if dry_run else "")
 
 
-@click.command()
+@click.command(short_help="Run other numbers of instances of apps.")
 @click.argument(
     "wanted",
     nargs=-1,
