@@ -51,13 +51,9 @@ class Watched:
         self.cuts: list[tuple[str, str]] = []
         self.sent: list[Recorded] = []
         self.ledger = Ledger(self.sent.append, lambda: 0)
-        self.drained = 0
-        self.gate = Gate(self.reports.append, self.ledger, self._on_drained)
+        self.gate = Gate(self.reports.append, self.ledger, lambda: None)
         self.most = most
         self.apply(*intentions)
-
-    def _on_drained(self) -> None:
-        self.drained += 1
 
     def apply(self, *intentions: Intention) -> None:
         self.gate.apply(snapshot(intentions, self.most))
