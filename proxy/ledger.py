@@ -13,6 +13,7 @@ import msgspec
 
 from meshrun.proxy.messages import (
     LATENCY_BOUNDS_S,
+    TOLD_TEXTS,
     Connections,
     Exchanges,
     Record,
@@ -38,10 +39,7 @@ MOST_BACKLOG_BYTES = 1024 * 1024
 # What a caller writes is cut to so many characters in a record, where it is told apart from others.
 MOST_PATH = 2048
 MOST_TEXT = 256
-TEXTS = {
-    "path": MOST_PATH,
-    **dict.fromkeys(("method", "request_id", "authority", "user_agent", "failure"), MOST_TEXT),
-}
+TEXTS = dict.fromkeys(TOLD_TEXTS, MOST_TEXT) | {"path": MOST_PATH}
 
 _NO_BUCKETS = [0] * (len(LATENCY_BOUNDS_S) + 1)
 

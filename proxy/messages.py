@@ -8,7 +8,7 @@ On the wire a message is a 4-byte big-endian length and that many bytes of Messa
 `meshrun.proxy.channel`.
 """
 
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from meshrun.proxy.intentions import Action, Intention, Protocol
 __all__ = [
     "LATENCY_BOUNDS_S",
     "MOST_CONNECTIONS",
+    "TOLD_TEXTS",
     "ConnectionFailed",
     "Connections",
     "Denied",
@@ -43,6 +44,7 @@ __all__ = [
     "Stats",
     "StatsRequested",
     "ToSidecar",
+    "Told",
     "Upstream",
     "Verdicts",
 ]
@@ -314,8 +316,14 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     lost_records: int = 0
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One request or tcp connection that is over; `at` is when it began, in wall-clock seconds.
+Moment = TypeVar("Moment")
+
+# What of it callers have written, or what has failed in their way: it is cut, and escaped.
+TOLD_TEXTS = ("method", "path", "request_id", "authority", "user_agent", "failure")
+
+
+class Told(msgspec.Struct, Generic[Moment], frozen=True, kw_only=True):
+    """What is told of one request or tcp connection that is over; `at` is when it began.
 
     `identity` is the SPIFFE ID that the caller proved, `status` 0 where there was none. `path` is
     without its query: queries hold secrets. `denied` says that it was refused, or cut, by an
@@ -323,7 +331,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     the app, or not to its end, in the sidecar's own words.
     """
 
-    at: float
+    at: Moment
     kind: Literal["request", "connection"]
     source: str
     identity: str
@@ -342,6 +350,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     denied: bool = False
     dry_run: bool = False
     failure: str = ""
+
+
+class Record(Told[float], frozen=True, kw_only=True):
+    """What a sidecar tells; in wall-clock seconds, with text as Latin-1, a character for a byte."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag="recorded"):

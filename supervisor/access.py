@@ -6,71 +6,39 @@ A line of the access log is a JSON object.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
 import msgspec
 
-from meshrun.proxy.messages import Record, Recorded, Reporter
+from meshrun.proxy.messages import TOLD_TEXTS, Record, Recorded, Reporter, Told
 from meshrun.supervisor import logs
 from meshrun.supervisor.logs import ACCESS, Logs
 from meshrun.supervisor.plan import Instance
 from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["Access", "Entries", "Entry", "Lost", "concerns", "tail"]
+__all__ = ["Access", "Entries", "Entry", "Lost", "concerns", "read", "tail"]
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request or connection (`Record`) as the sidecar of `instance` saw it.
+class Entry(Told[datetime], frozen=True, kw_only=True, omit_defaults=True):
+    """A request or connection as the sidecar of `instance` saw it, with text as Unicode.
 
-    `time` is when it began. What there is none of is left out.
+    What there is none of is left out, but for these.
     """
 
-    time: datetime
-    kind: Literal["request", "connection"]
-    source: str
-    identity: str
-    destination: str
+    at: datetime = msgspec.field(name="time")
     instance: str
     reporter: Reporter
-    duration_s: float
     received_bytes: int
     sent_bytes: int
-    method: str = ""
-    path: str = ""
-    protocol: str = ""
-    status: int = 0
-    request_id: str = ""
-    authority: str = ""
-    user_agent: str = ""
-    denied: bool = False
-    dry_run: bool = False
-    failure: str = ""
 
     @classmethod
     def of(cls, record: Record, instance: str) -> "Entry":
         """Return the entry of a record that a sidecar sent."""
-        return cls(
-            time=datetime.fromtimestamp(record.at, UTC),
-            kind=record.kind,
-            source=record.source,
-            identity=record.identity,
-            destination=record.destination,
-            instance=instance,
-            reporter=record.reporter,
-            duration_s=round(record.duration_s, 6),
-            received_bytes=record.received_bytes,
-            sent_bytes=record.sent_bytes,
-            method=_readable(record.method),
-            path=_readable(record.path),
-            protocol=record.protocol,
-            status=record.status,
-            request_id=_readable(record.request_id),
-            authority=_readable(record.authority),
-            user_agent=_readable(record.user_agent),
-            denied=record.denied,
-            dry_run=record.dry_run,
-            failure=_readable(record.failure),
-        )
+        said: dict[str, object] = msgspec.structs.asdict(record)
+        said |= {name: _readable(getattr(record, name)) for name in TOLD_TEXTS}
+        said["time"] = datetime.fromtimestamp(record.at, UTC)
+        said["duration_s"] = round(record.duration_s, 6)
+        said["instance"] = instance
+        return msgspec.convert(said, cls)
 
 
 def _readable(text: str) -> str:
@@ -92,6 +60,17 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="los
 
 
 Entries = Sequence[Entry | Lost]
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    kind: str
+
+
+def read(line: bytes) -> Entry | Lost:
+    """Return what a line of JSON says. Raises msgspec.DecodeError."""
+    if msgspec.json.decode(line, type=_Kind).kind == "lost":
+        return msgspec.json.decode(line, type=Lost)
+    return msgspec.json.decode(line, type=Entry)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from meshrun.proxy.messages import LATENCY_BOUNDS_S, Connections, Exchanges, Stats
+from meshrun.proxy.messages import LATENCY_BOUNDS_S, Connections, Exchanges, Stats, Verdicts
 
 __all__ = ["CONTENT_TYPE", "InstanceMetrics", "render"]
 
@@ -95,6 +95,14 @@ def _of(instance: InstanceMetrics) -> dict[str, str]:
     return {"service": instance.service, "instance": instance.instance}
 
 
+def _towards(instance: InstanceMetrics, counted: Connections | Verdicts) -> Labels:
+    return {
+        "source": counted.source,
+        "destination": instance.service,
+        "instance": instance.instance,
+    }
+
+
 def _of_instances(instances: Sequence[InstanceMetrics]) -> Iterable[_Family]:
     yield _Family(
         "meshrun_instance_ready",
@@ -169,18 +177,7 @@ def _of_requests(answered: Answered) -> Iterable[_Family]:
 
 
 def _of_connections(answered: Answered) -> Iterable[_Family]:
-    series = [
-        (
-            {
-                "source": c.source,
-                "destination": instance.service,
-                "instance": instance.instance,
-            },
-            c,
-        )
-        for instance, stats in answered
-        for c in stats.connections
-    ]
+    series = [(_towards(i, c), c) for i, stats in answered for c in stats.connections]
     yield _Family(
         "meshrun_connections_total",
         "counter",
@@ -225,18 +222,7 @@ def _of_bytes(answered: Answered) -> Iterable[_Family]:
 
 
 def _of_intentions(answered: Answered) -> Iterable[_Family]:
-    series = [
-        (
-            {
-                "source": v.source,
-                "destination": instance.service,
-                "instance": instance.instance,
-            },
-            v,
-        )
-        for instance, stats in answered
-        for v in stats.verdicts
-    ]
+    series = [(_towards(i, v), v) for i, stats in answered for v in stats.verdicts]
     yield _Family(
         "meshrun_intentions_allowed_total",
         "counter",

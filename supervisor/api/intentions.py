@@ -112,10 +112,7 @@ async def put(request: web.Request) -> web.StreamResponse:
         return problem(400, str(error))
     except IntentionExistsError as error:
         return problem(409, str(error))
-    message = f"intention {created} was set"
-    run.timeline.add("intention", destination, message, source=source, destination=destination)
-    await asyncio.shield(run.enforce_intentions())
-    return json(True)
+    return await _enforced(run, f"intention {created} was set", source, destination)
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
@@ -128,7 +125,11 @@ async def delete(request: web.Request) -> web.StreamResponse:
         return problem(404, str(error))
     except IntentionInFileError as error:
         return problem(409, str(error))
-    message = f"intention {deleted} was deleted"
+    return await _enforced(run, f"intention {deleted} was deleted", source, destination)
+
+
+async def _enforced(run: Run, message: str, source: str, destination: str) -> web.Response:
+    """Answer when every sidecar follows a change, also where nobody waits for that any more."""
     run.timeline.add("intention", destination, message, source=source, destination=destination)
     await asyncio.shield(run.enforce_intentions())
     return json(True)

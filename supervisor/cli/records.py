@@ -1,7 +1,6 @@
 """What the API of a running mesh answers, as the commands read it; fields not named are ignored."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -9,7 +8,6 @@ import msgspec
 from meshrun.proxy.intentions import Action, Protocol
 
 __all__ = [
-    "AccessLine",
     "Check",
     "Done",
     "Event",
@@ -129,35 +127,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     source: str | None = None
     destination: str | None = None
     count: int = 1
-
-
-class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request or connection that is over, or how many were lost (`meshrun.supervisor.access`).
-
-    `time` is when it began.
-    """
-
-    time: datetime
-    kind: Literal["request", "connection", "lost"]
-    source: str = ""
-    identity: str = ""
-    destination: str = ""
-    instance: str = ""
-    reporter: str = ""
-    duration_s: float = 0.0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    method: str = ""
-    path: str = ""
-    protocol: str = ""
-    status: int = 0
-    request_id: str = ""
-    authority: str = ""
-    user_agent: str = ""
-    denied: bool = False
-    dry_run: bool = False
-    failure: str = ""
-    lost: int = 0
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

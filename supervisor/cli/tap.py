@@ -7,10 +7,11 @@ from datetime import datetime
 import click
 import msgspec
 
+from meshrun.supervisor import access
+from meshrun.supervisor.access import Entry, Lost
 from meshrun.supervisor.cli.columns import age, size
 from meshrun.supervisor.cli.names import complete_service
 from meshrun.supervisor.cli.place import Place
-from meshrun.supervisor.cli.records import AccessLine
 from meshrun.supervisor.errors import MeshrunError
 
 __all__ = ["print_access", "tap"]
@@ -56,16 +57,17 @@ def _rows(lines: Iterable[bytes], *, dates: bool) -> Iterator[bytes]:
         yield ((text if colour else click.unstyle(text)) + "\n").encode(errors="replace")
 
 
-def _decoded(raw: bytes) -> AccessLine:
+def _decoded(raw: bytes) -> Entry | Lost:
     try:
-        return msgspec.json.decode(raw, type=AccessLine)
+        return access.read(raw)
     except msgspec.DecodeError as error:
         raise MeshrunError(f"cannot understand an entry of the access log: {error}") from error
 
 
-def _shown(line: AccessLine, *, dates: bool) -> str:
-    time = click.style(_time(line.time.astimezone(), dates=dates), dim=True)
-    if line.kind == "lost":
+def _shown(line: Entry | Lost, *, dates: bool) -> str:
+    at = line.time if isinstance(line, Lost) else line.at
+    time = click.style(_time(at.astimezone(), dates=dates), dim=True)
+    if isinstance(line, Lost):
         return f"{time}  {line.lost} more of {line.instance} are missing: too many at once"
     latency = age(line.duration_s) if line.duration_s >= 1 else f"{line.duration_s * 1000:.1f}ms"
     if line.kind == "request":

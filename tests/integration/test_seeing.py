@@ -15,8 +15,8 @@ from support.mesh import PATIENCE_S, Mesh
 from support.seeing import access_log, await_entry, metrics, tapping
 from support.traffic import ask, connect, reaches, wait_until
 
+from meshrun.supervisor.access import Entry
 from meshrun.supervisor.cli.client import ApiError
-from meshrun.supervisor.cli.records import AccessLine
 
 CONFIG = """
 [mesh]
@@ -88,9 +88,9 @@ def test_a_connection_is_logged_when_it_is_over_with_who_called_and_every_byte(m
     assert entry.identity == "spiffe://shop.mesh/ns/default/dc/local/svc/client"
     assert (entry.sent_bytes, entry.protocol, entry.reporter) == (71_013, "tcp", "destination")
     assert not entry.denied
-    assert before - timedelta(milliseconds=5) <= entry.time <= datetime.now(UTC)
+    assert before - timedelta(milliseconds=5) <= entry.at <= datetime.now(UTC)
     assert 0 < entry.duration_s < PATIENCE_S
-    assert entry.time.utcoffset() == timedelta(0)
+    assert entry.at.utcoffset() == timedelta(0)
 
 
 def test_a_refused_call_is_logged(mesh: Mesh) -> None:
@@ -105,7 +105,7 @@ def test_the_command_prints_the_log_of_those_who_are_named(mesh: Mesh) -> None:
     await_entry(mesh, lambda e: e.source == "client", "the client")
     await_entry(mesh, lambda e: e.source == "intruder", "the intruder")
     found = mesh.cli("logs", "--access", "--json", "-n", "3", "intruder", check=True).stdout
-    entries = [msgspec.json.decode(line, type=AccessLine) for line in found.splitlines()]
+    entries = [msgspec.json.decode(line, type=Entry) for line in found.splitlines()]
     assert {entry.source for entry in entries} == {"intruder"}
     heading, row = mesh.cli("logs", "--access", "-n", "1", "client", check=True).stdout.splitlines()
     assert heading.split()[:2] == ["TIME", "SOURCE"]
@@ -118,7 +118,7 @@ def test_the_command_prints_the_log_of_those_who_are_named(mesh: Mesh) -> None:
 def test_a_followed_access_log_goes_on(mesh: Mesh) -> None:
     with closing(mesh.client.access(["quiet"], 0, follow=True)) as lines:
         ask(upstream(mesh, "client", "quiet"), b"quiet")
-        entry = msgspec.json.decode(next(lines), type=AccessLine)
+        entry = msgspec.json.decode(next(lines), type=Entry)
     assert (entry.destination, entry.received_bytes) == ("quiet", 5)
 
 

@@ -21,7 +21,7 @@ from support.mesh import PATIENCE_S, Mesh
 from support.seeing import access_log, await_entry, tapping, whole_metrics
 from support.traffic import connect, wait_until
 
-from meshrun.supervisor.cli.records import AccessLine
+from meshrun.supervisor.access import Entry
 
 CONFIG = """
 [mesh]
@@ -356,7 +356,7 @@ def test_nothing_that_a_caller_chooses_is_a_label(mesh: Mesh) -> None:
 # Told of one by one.
 
 
-def entry_of(mesh: Mesh, request_id: str) -> AccessLine:
+def entry_of(mesh: Mesh, request_id: str) -> Entry:
     """Return the entry of a request, which must be the only one."""
     await_entry(mesh, lambda e: e.request_id == request_id, request_id)
     (entry,) = [e for e in access_log(mesh) if e.request_id == request_id]
@@ -371,8 +371,8 @@ def test_a_request_is_logged_as_it_was_without_what_may_be_secret(mesh: Mesh) ->
     )
     saw = dict(json.loads(body)["headers"])
     entry = entry_of(mesh, saw["X-Request-Id"])
-    assert entry == AccessLine(
-        time=entry.time,
+    assert entry == Entry(
+        at=entry.at,
         kind="request",
         source="client",
         identity=CLIENT,
@@ -380,6 +380,7 @@ def test_a_request_is_logged_as_it_was_without_what_may_be_secret(mesh: Mesh) ->
         instance="web.1",
         reporter="destination",
         duration_s=entry.duration_s,
+        received_bytes=0,
         sent_bytes=len(body),
         method="GET",
         path="/orders/~1",
@@ -590,7 +591,7 @@ def test_the_command_prints_requests_of_the_log(mesh: Mesh) -> None:
     assert row.split()[7] == "/printed"
     assert row.endswith("(would be denied (dry run))")
     as_json = mesh.cli("logs", "--access", "--json", "-n", "1", "trial", check=True).stdout
-    entry = msgspec.json.decode(as_json, type=AccessLine)
+    entry = msgspec.json.decode(as_json, type=Entry)
     assert (entry.request_id, entry.dry_run, entry.denied) == ("printed", True, False)
 
 
@@ -639,14 +640,14 @@ def test_of_two_thousand_requests_none_is_missing_twice_there_or_out_of_order(
     series = ("client", destination, "destination", "2xx")
     await_counted(mesh, before, {series: CALLERS * EACH})
 
-    def told() -> list[AccessLine]:
+    def told() -> list[Entry]:
         return [e for e in access_log(mesh) if e.request_id.startswith(f"{destination}-")]
 
     wait_until(lambda: len(told()) >= CALLERS * EACH, "all in the log")
     assert whole_metrics(mesh)["meshrun_records_lost_total"].total() == lost
     entries = told()
     if destination == "double":  # what two processes tell comes in batches of each
-        entries.sort(key=lambda entry: entry.time)
+        entries.sort(key=lambda entry: entry.at)
     for number in range(CALLERS):
         name = f"{destination}-{number}-"
         mine = [e.request_id for e in entries if e.request_id.startswith(name)]

@@ -3,9 +3,9 @@
 import socket
 import ssl
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
+from support.closing import Closing
 from support.sidecars import PATIENCE_S, ControlledSidecar, Mesh, listen, port_of
 
 from meshrun.proxy.framing import ALPN, Frame
@@ -25,7 +25,7 @@ def joined(*frames: bytes) -> bytes:
     return b"".join(frames)
 
 
-class FramePeer:
+class FramePeer(Closing):
     """A TLS connection on which frames are said and heard, with a deadline for each."""
 
     def __init__(self, secured: ssl.SSLSocket) -> None:
@@ -89,17 +89,6 @@ class FramePeer:
         """Close without a word."""
         self._secured.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _take(self, count: int) -> bytes:
         while len(self._received) < count:
             data = self._secured.recv(65536)
@@ -110,7 +99,7 @@ class FramePeer:
         return taken
 
 
-class FrameServer:
+class FrameServer(Closing):
     """An endpoint of `service` whose tunnels the test takes and answers by hand."""
 
     def __init__(self, mesh: Mesh, service: str = "server") -> None:
@@ -135,13 +124,6 @@ class FrameServer:
             self._context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False)
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close, with all that belongs to it."""
         self._listener.close()

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import msgspec
+from support.closing import Closing
 from support.sidecars import PATIENCE_S, ControlledSidecar, Mesh
 from support.wire import Wire, WireApp, call, call_as_peer, call_over_tunnel
 
@@ -46,7 +46,7 @@ RULES = permit(
 _LINGER = {"meshrun.proxy.http.link:LINGER_S": PATIENCE_S}
 
 
-class HttpMesh:
+class HttpMesh(Closing):
     """The sidecars of a server and of its client, until the end of the block."""
 
     def __init__(
@@ -138,14 +138,3 @@ class HttpMesh:
         """End everything."""
         self.tidy()
         self._ending.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,7 +8,7 @@ from support.exposition import Family, read
 from support.mesh import Mesh
 from support.traffic import wait_until
 
-from meshrun.supervisor.cli.records import AccessLine
+from meshrun.supervisor.access import Entry
 
 __all__ = ["access_log", "await_entry", "metrics", "tapping", "whole_metrics"]
 
@@ -26,24 +26,24 @@ def whole_metrics(mesh: Mesh) -> dict[str, Family]:
             return page
 
 
-def access_log(mesh: Mesh) -> list[AccessLine]:
+def access_log(mesh: Mesh) -> list[Entry]:
     """Return every entry of the access log."""
     path = mesh.state_path / "logs" / "access.log"
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [msgspec.json.decode(line, type=AccessLine) for line in lines]
+    return [msgspec.json.decode(line, type=Entry) for line in lines]
 
 
-def await_entry(mesh: Mesh, matches: Callable[[AccessLine], bool], what: str) -> AccessLine:
+def await_entry(mesh: Mesh, matches: Callable[[Entry], bool], what: str) -> Entry:
     """Wait until an entry stands in the access log, and return it."""
     wait_until(lambda: any(map(matches, access_log(mesh))), f"in the access log: {what}")
     return next(filter(matches, access_log(mesh)))
 
 
 @contextmanager
-def tapping(mesh: Mesh, source: str, destination: str) -> Iterator[Callable[[], AccessLine]]:
+def tapping(mesh: Mesh, source: str, destination: str) -> Iterator[Callable[[], Entry]]:
     """Tap until the end of the block, which begins when the sidecars record.
 
     What it gets returns the next entry, and waits for it.
     """
     with closing(mesh.client.tap(source, destination)) as lines:
-        yield lambda: msgspec.json.decode(next(lines), type=AccessLine)
+        yield lambda: msgspec.json.decode(next(lines), type=Entry)

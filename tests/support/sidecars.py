@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
+from support.closing import Closing
 
 from meshrun.proxy import channel, tls
 from meshrun.proxy.intentions import Action, Intention
@@ -95,7 +95,7 @@ def deny(source: str, destination: str) -> Intention:
     return Intention(source=source, destination=destination, action="deny")
 
 
-class Mesh:
+class Mesh(Closing):
     """A root, and the sidecars that trust it; ends them all at the end of the block."""
 
     def __init__(self) -> None:
@@ -173,15 +173,8 @@ class Mesh:
             started.expect(Serving)
         return started
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close, with all that belongs to it."""
         for each in self.sidecars:
             each.close()
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from types import TracebackType
 from typing import Self
@@ -109,8 +110,8 @@ class Callers:
             with self._connection() as connection:
                 self.fresh += self._call(connection)
 
-    def _connection(self) -> "_Closing":
-        return _Closing("127.0.0.1", self._port, timeout=PATIENCE_S)
+    def _connection(self) -> closing[HTTPConnection]:
+        return closing(HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S))
 
     def _call(self, connection: HTTPConnection) -> bool:
         try:
@@ -153,18 +154,3 @@ class Callers:
         self._over.set()
         for thread in self._threads:
             thread.join(PATIENCE_S)
-
-
-class _Closing(HTTPConnection):
-    """A connection that is closed at the end of a block."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,10 +7,10 @@ import select
 import socket
 import ssl
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from support import apps
+from support.closing import Closing
 from support.framepeer import FramePeer, frame
 from support.sidecars import PATIENCE_S, ControlledSidecar, Mesh, listen, port_of
 
@@ -43,7 +43,7 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class Wire:
+class Wire(Closing):
     """One end of a connection; `heard` is every byte that ever came.
 
     Hearing raises EOFError where an orderly end comes too early, OSError where the connection
@@ -148,17 +148,6 @@ class Wire:
         """Close."""
         self._stream.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _receive(self) -> None:
         data = self._stream.recv(65536)
         if not data:
@@ -193,7 +182,7 @@ class Wire:
         return bytes(raw + trailers), bytes(body), _fields(b"\r\n" + bytes(trailers))
 
 
-class WireApp:
+class WireApp(Closing):
     """An app whose connections the test takes and answers by hand."""
 
     def __init__(self) -> None:
@@ -221,15 +210,8 @@ class WireApp:
             if sock.fileno() >= 0:
                 apps.reset(sock)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close, with all that belongs to it."""
         self.drop()
         self._listener.close()
 
