@@ -22,7 +22,7 @@ class Fleet:
     """The instances of a run, which come and go; nothing here starts, stops or waits.
 
     `new_body` makes what is particular to an app's process, `on_change` is told of its life,
-    `on_removed` of the end of an instance.
+    `on_added` and `on_removed` that an instance comes and goes.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Fleet:
         plan: Plan,
         new_body: Callable[[Instance], AppBody],
         on_change: OnChange,
+        on_added: Callable[[str], None],
         on_removed: Callable[[str], None],
     ) -> None:
         self.plan = replace(plan, instances=())
@@ -37,6 +38,7 @@ class Fleet:
         self._bodies: dict[str, AppBody] = {}
         self._new_body = new_body
         self._on_change = on_change
+        self._on_added = on_added
         self._on_removed = on_removed
 
     def join(self, control: ControlPlane, sidecars: Sidecars, externals: Externals) -> None:
@@ -50,6 +52,7 @@ class Fleet:
         self.plan = self.plan.having(instance)
         self._control.add(instance)
         self._sidecars.add(instance)
+        self._on_added(instance.name)
         if instance.app is None:
             self._externals.add(instance)
             return

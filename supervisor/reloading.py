@@ -132,7 +132,7 @@ class Reloading:
         except PortTakenError as error:
             claimed.undo()
             raise claimed.explain(error) from error
-        except MeshrunError:
+        except BaseException:
             claimed.undo()
             raise
         return _Proposal(difference(current, new), claimed, selection)

@@ -19,7 +19,7 @@ from meshrun.supervisor.difference import Change, Difference
 from meshrun.supervisor.errors import StoppingError
 from meshrun.supervisor.externals import Externals
 from meshrun.supervisor.fleet import Fleet
-from meshrun.supervisor.lifecycle import Phase, Wanted
+from meshrun.supervisor.lifecycle import Phase, Status, Wanted
 from meshrun.supervisor.plan import Instance, Plan
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.sidecars import Sidecars
@@ -204,8 +204,12 @@ class Rollout:
             # What was ended to make room has nothing to go back to.
             if failed is not None and change.name not in vacating:
                 kept.append(_kept(change.name, failed))
-            elif not await self._replace(change, runs=change.name not in stopped):
-                failed = change.name
+                continue
+            try:
+                back = await self._replace(change, runs=change.name not in stopped)
+            finally:
+                self._control.restore([change.name])
+            failed = failed if back else change.name
         return kept
 
     async def _replace(self, change: Change, *, runs: bool) -> bool:
@@ -228,22 +232,21 @@ class Rollout:
             await self._sidecars_ready([change.new])
         app = self._fleet.apps.get(change.name)
         if app is None or not runs or not (change.process or ended):
-            self._control.restore([change.name])
             return True
         app.feed(events.Start())
-        return await self._back(change.name)
+        await self._until(lambda: self._is_settled(change.name))
+        return _is_back(app.status)
 
     async def _restart(self, instance: Instance) -> bool:
-        await self._drain([instance])
-        self._fleet.apps[instance.name].feed(events.Restart())
-        return await self._back(instance.name)
-
-    async def _back(self, name: str) -> bool:
-        """Wait for an app that was started, let it have calls, and return whether it takes them."""
-        await self._until(lambda: self._is_settled(name))
-        self._control.restore([name])
-        status = self._fleet.apps[name].status
-        return status.ready or status.phase in (Phase.COMPLETED, Phase.STOPPED)
+        try:
+            await self._drain([instance])
+            app = self._fleet.apps[instance.name]
+            app.feed(events.Restart())
+            # For what it waits nobody else here waits with it.
+            await self._until(lambda: app.status.phase is Phase.WAITING or _is_settled(app.status))
+            return app.status.phase is Phase.WAITING or _is_back(app.status)
+        finally:
+            self._control.restore([instance.name])
 
     def _try_again(self) -> None:
         """Start those that failed only because others had: these are other ones now."""
@@ -317,7 +320,7 @@ class Rollout:
         if app.status.phase is Phase.WAITING:
             unmet = self._dependants.verdict(name).unmet
             return not any(self._may_come(other, (*asking, name)) for other in unmet)
-        return app.status.ready or app.status.final or app.status.phase is Phase.CRASH_LOOP
+        return _is_settled(app.status)
 
     def _may_come(self, name: str, waiting: tuple[str, ...]) -> bool:
         """Tell whether an app may yet become what the last of `waiting` needs of it."""
@@ -333,6 +336,18 @@ class Rollout:
     def _depends_on(self, name: str) -> Mapping[str, Dependency]:
         app = self._fleet.plan.by_name[name].app
         return app.depends_on if app is not None else {}
+
+
+def _is_settled(status: Status) -> bool:
+    """Tell whether an app that was started is up, or has failed."""
+    # One that is to be tried a second time may be so for ever.
+    fallen = status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
+    return status.ready or status.final or fallen
+
+
+def _is_back(status: Status) -> bool:
+    """Tell whether it is up, or has done its work."""
+    return status.ready or status.phase in (Phase.COMPLETED, Phase.STOPPED)
 
 
 def _drain_s(instance: Instance) -> float:

@@ -100,7 +100,9 @@ class Run:
         self._journal = journal
         self._reporter = Reporter(timeline, journal, logs.last)
         self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
-        self.fleet = Fleet(prepared.plan, self._new_body, self._app_changed, self._removed)
+        self.fleet = Fleet(
+            prepared.plan, self._new_body, self._app_changed, self._added, self._removed
+        )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
@@ -203,6 +205,9 @@ class Run:
             self._known.pop(f"sidecar {worker.name}", None)
             self._run_file_changed()
         self._changed()
+
+    def _added(self, name: str) -> None:
+        self._since[name] = time.time()
 
     def _removed(self, name: str) -> None:
         self._since.pop(name, None)
