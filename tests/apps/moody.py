@@ -1,4 +1,7 @@
-"""An HTTP server on $PORT for tests: ill while the file `ill` is in its folder."""
+"""An HTTP server on $PORT for tests: ill while the file `ill` is in its folder.
+
+It says `asked` whenever it is.
+"""
 
 import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +13,7 @@ class Moody(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
+        print("asked", flush=True)
         ill = Path("ill").exists() or Path(f"ill-{os.environ['MESHRUN_INSTANCE']}").exists()
         body = os.environ["MESHRUN_INSTANCE"].encode()
         self.send_response(500 if ill else 200)

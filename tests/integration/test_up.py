@@ -70,7 +70,10 @@ depends_on = { task = "succeeded" }
     with Mesh(tmp_path, config) as mesh:
         foreground = mesh.starting()
         assert foreground.wait() == 1
-        assert "client.1 failed: task has failed, and will not be succeeded" in foreground.text
+        assert (
+            "client.1 failed: task will never be succeeded: task.1 failed: exit code 3"
+            in foreground.text
+        )
 
 
 def test_one_that_waits_says_for_what_and_commands_do_not_wait_with_it(tmp_path: Path) -> None:
