@@ -243,7 +243,9 @@ class Rollout:
             app = self._fleet.apps[instance.name]
             app.feed(events.Restart())
             # For what it waits nobody else here waits with it.
-            await self._until(lambda: app.status.phase is Phase.WAITING or _is_settled(app.status))
+            await self._until(
+                lambda: app.status.phase is Phase.WAITING or _is_up_or_fallen(app.status)
+            )
             return app.status.phase is Phase.WAITING or _is_back(app.status)
         finally:
             self._control.restore([instance.name])
@@ -320,7 +322,7 @@ class Rollout:
         if app.status.phase is Phase.WAITING:
             unmet = self._dependants.verdict(name).unmet
             return not any(self._may_come(other, (*asking, name)) for other in unmet)
-        return _is_settled(app.status)
+        return _is_up_or_fallen(app.status)
 
     def _may_come(self, name: str, waiting: tuple[str, ...]) -> bool:
         """Tell whether an app may yet become what the last of `waiting` needs of it."""
@@ -338,7 +340,7 @@ class Rollout:
         return app.depends_on if app is not None else {}
 
 
-def _is_settled(status: Status) -> bool:
+def _is_up_or_fallen(status: Status) -> bool:
     """Tell whether an app that was started is up, or has failed."""
     # One that is to be tried a second time may be so for ever.
     fallen = status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
