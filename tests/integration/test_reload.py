@@ -13,7 +13,7 @@ from support.mesh import PATIENCE_S, Mesh
 from support.repeated import ask_over_tcp
 from support.traffic import count_descriptors, wait_until
 
-from meshrun.supervisor.listeners import Leases
+from meshrun.supervisor.listeners import Leases, is_free
 
 BASE = """
 [mesh]
@@ -361,9 +361,11 @@ ready = { tcp = true, interval = "50ms" }
 
 
 def test_a_procfile_and_the_environment_beside_it_are_read_again(tmp_path: Path) -> None:
+    # The second process of a Procfile has a port that is 100 higher (foreman).
+    base = next(p for p in range(25000, 30000) if is_free(p) and is_free(p + 100))
     files = {
         "Procfile": "one: exec ${PYTHON} -S ${APPS}/idle.py\n",
-        ".env": "PORT=47100\nCOLOUR=red\n",
+        ".env": f"PORT={base}\nCOLOUR=red\n",
     }
     with Mesh(tmp_path, files=files) as mesh:
         mesh.up("--procfile", "Procfile")
@@ -373,7 +375,7 @@ def test_a_procfile_and_the_environment_beside_it_are_read_again(tmp_path: Path)
         mesh.remember()
         assert mesh.cli("reload", check=True).stdout == "added two.1: running, ready\n"
         assert processes(mesh)["one.1"] == before["one.1"]
-        (tmp_path / ".env").write_text("PORT=47100\nCOLOUR=blue\n")
+        (tmp_path / ".env").write_text(f"PORT={base}\nCOLOUR=blue\n")
         said = mesh.cli("reload", check=True).stdout
         assert "restarted one.1 (env): running, ready\n" in said
         assert mesh.env("one")["COLOUR"] == "blue"
