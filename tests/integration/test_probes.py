@@ -371,7 +371,7 @@ depends_on = ["web"]
         assert unmet.startswith("web.1 is starting for ")
         assert "s: exit code 1: loading (" in unmet
         said = mesh.cli("why", "client", check=True).stdout
-        assert "client.1 is waiting, not ready, for " in said
+        assert "client.1 is waiting, not ready, since " in said
         assert "waits for: web to be ready\n  where: web.1 is starting for " in said
         assert " tries)" in said
 
