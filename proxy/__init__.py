@@ -18,6 +18,7 @@ It joins the rest, and everything happens on one asyncio loop, which waits in th
   stream that `inbound_tunnels` takes, or for a peer without tunnels, the `gate` asked about the
   `caller` (`intentions`, over `permissions` and `regex`), and only then the app dialled (`dial`,
   `callee`).
+  What has gone when an instance is to be stopped, `drain` says.
 - `splice` moves the bytes of the app; each of its two directions is in a state of `flow`. `pump`
   moves those of the peer through TLS. Between them stands a carrier, whose rider a splice is:
   `tunnel` carries one stream after another over one connection, in the frames of `framing`

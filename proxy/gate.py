@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from meshrun.proxy.caller import Caller
+from meshrun.proxy.drain import Drain
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.http.heads import Fields
 from meshrun.proxy.idleness import EXCHANGE_IDLE_S, Cuttable, IdleWatch
@@ -62,9 +63,14 @@ class Call:
 
 
 class Gate:
-    """Lets callers in as long as `apply` said that they may call."""
+    """Lets callers in as long as `apply` said that they may call.
 
-    def __init__(self, report: Callable[[Report], None], ledger: Ledger) -> None:
+    `drained` is called when a snapshot that asks for it finds, or leaves, nobody here.
+    """
+
+    def __init__(
+        self, report: Callable[[Report], None], ledger: Ledger, drained: Callable[[], None]
+    ) -> None:
         self._report = report
         self._ledger = ledger
         self._snapshot: Snapshot | None = None
@@ -73,6 +79,7 @@ class Gate:
         self._requests: set[Requested] = set()
         self._admitted: set[Call] = set()
         self._idle = IdleWatch(self._live, self._idle_cut)
+        self._drain = Drain(lambda: bool(self._connections or self._requests), drained)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -109,6 +116,7 @@ class Gate:
             if not decision.allowed:
                 self._withdraw(caller, request, decision, live=True)
                 requested.forbid(decision.reason)
+        self._drain.set(on=inbound is not None and inbound.draining)
 
     def enter(self, caller: Caller, cut: Callable[[str], object]) -> Call | Refusal:
         """Let a connection in, or return and report why not."""
@@ -149,6 +157,8 @@ class Gate:
     def done(self, requested: Requested) -> None:
         """A request is over, whether or not it was let in."""
         self._requests.discard(requested)
+        if self._drain.on:
+            self._drain.look()
 
     def connected(self, call: Call, live: Live) -> None:
         """The app has been reached for `call`: from now on to cut it is to reset `live`."""
@@ -165,6 +175,8 @@ class Gate:
         if call.live is not None:
             self._ledger.disconnected(call.caller.service, *call.live.traffic())
         self._record(call, failure or "", denied=denied)
+        if self._drain.on:
+            self._drain.look()
 
     def traffic(self) -> Iterator[tuple[str, int, int]]:
         """Yield source, received and sent bytes of each open connection."""
@@ -175,6 +187,7 @@ class Gate:
     def close(self) -> None:
         """Cut every call."""
         self._idle.close()
+        self._drain.close()
         for call in [*self._connections, *self._admitted]:
             call.cut("the sidecar stops")
 

@@ -56,7 +56,10 @@ class _Peer:
 
 
 class Inbound:
-    """Serves callers as long as `apply` said that they may call."""
+    """Serves callers as long as `apply` said that they may call.
+
+    `drained` is called when nothing goes to the app any more, if the snapshot asks for that.
+    """
 
     def __init__(
         self,
@@ -65,11 +68,12 @@ class Inbound:
         report: Callable[[Report], None],
         ledger: Ledger,
         rng: Random,
+        drained: Callable[[], None],
     ) -> None:
         self._poller = poller
         self._identity = identity
         self._report = report
-        self._gate = Gate(report, ledger)
+        self._gate = Gate(report, ledger, drained)
         self._http = HttpInbound(poller, self._gate, ledger, report, rng)
         self._tunnels = InboundTunnels(poller, identity, self._gate, self._http, report)
         self._handshakes: dict[asyncio.Task[None], None] = {}

@@ -21,6 +21,7 @@ __all__ = [
     "ConnectionFailed",
     "Connections",
     "Denied",
+    "Drained",
     "Ejection",
     "Endpoint",
     "Enforced",
@@ -134,7 +135,8 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     """Where the app itself listens; `connect_timeout_s` bounds how long its dial is repeated.
 
     More than `max_connections` at the same time are refused; one on which nothing moves for
-    `idle_timeout_s` is cut.
+    `idle_timeout_s` is cut. `draining` says that no caller is sent here any more, and asks for a
+    `Drained` when those that are here have gone.
     """
 
     host: str
@@ -143,6 +145,7 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None
     protocol: Protocol = "tcp"
+    draining: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
@@ -201,6 +204,15 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, tag="serving"):
 
 class Enforced(msgspec.Struct, frozen=True, kw_only=True, tag="enforced"):
     """Every listener and live connection obeys this version of the snapshot."""
+
+    version: int
+
+
+class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
+    """Nothing goes to the app any more, under this version of the snapshot, which asked for that.
+
+    A connection of tcp counts until it is closed, of HTTP only its requests do.
+    """
 
     version: int
 
@@ -356,5 +368,13 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True, tag="recorded"):
 
 ToSidecar = Snapshot | LeafIssued | LeafRefused | Renew | StatsRequested
 FromSidecar = (
-    LeafRequested | Serving | Enforced | Denied | ConnectionFailed | Logged | Stats | Recorded
+    LeafRequested
+    | Serving
+    | Enforced
+    | Drained
+    | Denied
+    | ConnectionFailed
+    | Logged
+    | Stats
+    | Recorded
 )

@@ -330,6 +330,11 @@ class OutboundTunnels:
                     if error.errno in sockets.STARVED:
                         break  # our own trouble, not the endpoint's
                 else:
+                    if not self.knows(endpoint):
+                        # Withdrawn in the moment in which it was reached: nothing begins there.
+                        journey.trouble = f"{endpoint.instance} takes no more calls"
+                        self.keep(found)
+                        continue
                     direct = isinstance(found, Connection) and not found.tunnel
                     if direct and not self._judges_answers:
                         self._balancer.succeeded(endpoint)  # others when they accept

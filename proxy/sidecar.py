@@ -32,6 +32,7 @@ from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.listener import Listener
 from meshrun.proxy.memory import Trimmer
 from meshrun.proxy.messages import (
+    Drained,
     Enforced,
     FromSidecar,
     LeafIssued,
@@ -85,7 +86,12 @@ class Sidecar:
         memory.held.on_much = self._trimmer.grown
         self._snapshot: Snapshot | None = None
         self._inbound = Inbound(
-            self._poller, self._identity, self._reporter.report, self._ledger, self._rng
+            self._poller,
+            self._identity,
+            self._reporter.report,
+            self._ledger,
+            self._rng,
+            self._drained,
         )
         self._inbound_listener: Listener | None = None
         if inbound_listener is not None:
@@ -149,6 +155,10 @@ class Sidecar:
                 self._outbounds[upstream.name] = (outbound, listener)
         self._open_listeners()
         self._send(Enforced(version=snapshot.version))
+
+    def _drained(self) -> None:
+        assert self._snapshot is not None, "no snapshot has asked for it"
+        self._send(Drained(version=self._snapshot.version))
 
     def _outbound(self, snapshot: Snapshot, upstream: Upstream) -> Outbound | HttpOutbound:
         kind = Outbound if upstream.protocol == "tcp" else HttpOutbound

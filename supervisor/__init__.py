@@ -8,8 +8,11 @@ A run is made in this order, each step handing values to the next:
              -> `supervise` (signals, `api`, exit code) -> `run`
 
 - `run` has the decisions that concern more than one instance: who may start (`dependants`), who
-  takes calls, how everything ends. `sidecars` has the workers of every sidecar, most of which have
-  one. Apps and workers alike are kept by a `runner` each.
+  takes calls, how everything ends. What runs at the moment is in the `fleet`: each instance with
+  its app, and its sidecar, whose workers `sidecars` has. Apps and workers alike are kept by a
+  `runner` each.
+- `reloading` makes a new plan while a run goes on (a changed file, another number of instances),
+  `difference` says what that means for each instance, `rollout` does it without a failed call.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
   for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out.

@@ -102,7 +102,10 @@ class _Output:
 
 
 class AppBody:
-    """An app: executed with its environment, its output taken line by line, its probes asked."""
+    """An app: executed with its environment, its output taken line by line, its probes asked.
+
+    `instance` may be replaced: what is started and asked next is that.
+    """
 
     def __init__(
         self,
@@ -113,10 +116,9 @@ class AppBody:
         on_lines: OnLines,
     ) -> None:
         self._launcher = launcher
-        self._instance = instance
+        self.instance = instance
         self._cgroup = cgroup
-        limits = instance.app.limits if instance.app is not None else Limits()
-        self._confinement = Confinement(limits, cgroup)
+        self._confinement = Confinement(Limits(), cgroup)
         self._state = state
         self._on_lines = on_lines
         self._listening: Listening | None = None
@@ -124,7 +126,9 @@ class AppBody:
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
-        listening = Listening(self._instance, self._state)
+        app = self.instance.app
+        self._confinement = Confinement(app.limits if app is not None else Limits(), self._cgroup)
+        listening = Listening(self.instance, self._state)
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             kept.callback(listening.close)
             kept.callback(self.output.discard)
@@ -145,7 +149,7 @@ class AppBody:
 
         `environment` lies over the instance's. The limits of the cgroup, its own, are set.
         """
-        instance = self._instance
+        instance = self.instance
         app = instance.app
         variables = {**(instance.environment or {}), **(environment or {})}
         rlimits, confined = self._confinement.confine()
@@ -162,7 +166,7 @@ class AppBody:
         )
 
     def _take(self, stream: Stream, lines: list[bytes]) -> None:
-        self._on_lines(self._instance.name, stream, lines)
+        self._on_lines(self.instance.name, stream, lines)
         if self._listening is not None:
             self._listening.hear(lines)
 
@@ -179,7 +183,7 @@ class AppBody:
 
     def probe(self, which: Which, feed: Feed) -> Probing | None:
         """Begin to ask it itself: its own port, a command beside it, or what it says."""
-        instance = self._instance
+        instance = self.instance
         probe = instance.ready if which == "ready" else instance.alive
         if probe is None or self._listening is None:
             return None
@@ -197,12 +201,12 @@ class AppBody:
             case ExecCheck(command=command):
                 # As the app itself: its user and its limits above all.
                 spec = msgspec.structs.replace(
-                    self.spec(), name=f"{self._instance.name} {which}", argv=_words(command)
+                    self.spec(), name=f"{self.instance.name} {which}", argv=_words(command)
                 )
                 return partial(ask_command, Command(self._launcher, spec), probe.timeout_s)
             case HttpCheck() | TcpCheck() as check:
-                assert self._instance.port is not None, "the configuration refuses that"
-                return asker(check, probe, HOST, self._instance.port)
+                assert self.instance.port is not None, "the configuration refuses that"
+                return asker(check, probe, HOST, self.instance.port)
             case LogCheck() | NotifyCheck():
                 raise AssertionError("what an app says is not asked for")
 

@@ -50,13 +50,20 @@ class Observer(Protocol):
     def worker_broke(self, worker: Worker, reason: str) -> None:
         """A worker is out of control and must be ended."""
 
+    def worker_drained(self, worker: Worker) -> None:
+        """Nothing goes through a worker to its app any more, as was asked for."""
+
     def worker_closed(self, worker: Worker, reason: str) -> None:
         """A worker closed its channel, as it does when it ends; one that goes on must be ended."""
 
 
 @dataclass(slots=True)
 class _Link:
-    """One worker of a sidecar; `channel` is None while it does not run."""
+    """One worker of a sidecar; `channel` is None while it does not run.
+
+    It was asked at the version `drain_from` to say when it is drained, and did so last at the
+    version `drained`.
+    """
 
     worker: Worker
     channel: Channel[messages.FromSidecar] | None = None
@@ -64,6 +71,9 @@ class _Link:
     enforced: int = 0
     serving: ca.IssuedLeaf | None = None
     ready: bool = False
+    drain_from: int = 0
+    drained: int = 0
+    gone: bool = False
     issued: dict[str, ca.IssuedLeaf] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
 
@@ -73,11 +83,14 @@ class ControlPlane:
 
     A change is enforced when every running worker of a sidecar that it concerns has acknowledged
     it; one that does not run gets the newest snapshot before it accepts anything.
+
+    `plan` returns the plan as it is now; the sidecars of its instances come and go by `add`,
+    `update` and `remove`.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Callable[[], Plan],
         root: ca.Root,
         intentions: Callable[[], Sequence[Intention]],
         records: Callable[[Instance], bool],
@@ -92,24 +105,45 @@ class ControlPlane:
         self._clock = clock
         self._version = 0
         self._ready: frozenset[str] = frozenset()
+        self._withdrawn: set[str] = set()
+        self._draining: set[str] = set()
         self._sidecars: dict[str, tuple[_Link, ...]] = {}
         self._bell = Bell()
-        for instance in plan.instances:
-            self.add(instance)
 
     @property
     def default_action(self) -> Action:
         """What happens where no intention matches."""
-        return self._plan.configuration.mesh.default_intention
+        return self._plan().configuration.mesh.default_intention
 
     def add(self, instance: Instance) -> None:
         """Take up the sidecar of an instance; `attach` brings its workers."""
         self._sidecars[instance.name] = tuple(_Link(worker) for worker in instance.sidecar)
 
+    def update(self, instance: Instance) -> None:
+        """Take an instance as it is now; `publish` tells its sidecar.
+
+        The workers may be fewer or more than before where none of them runs.
+        """
+        before = self._sidecars[instance.name]
+        kept = before[: instance.workers]
+        for link, worker in zip(kept, instance.sidecar, strict=False):
+            link.worker = worker
+        new = [_Link(worker) for worker in instance.sidecar[len(kept) :]]
+        for link in before[len(kept) :]:
+            self._drop(link)
+            kept[0].counters.take_over(link.counters)
+        self._sidecars[instance.name] = (*kept, *new)
+
     def remove(self, name: str) -> None:
         """Forget the sidecar of an instance, which has ended."""
         for link in self._sidecars.pop(name):
-            self._forget(link)
+            self._drop(link)
+        self._withdrawn.discard(name)
+        self._draining.discard(name)
+
+    def _drop(self, link: _Link) -> None:
+        link.gone = True
+        self._forget(link)
 
     @property
     def _links(self) -> tuple[_Link, ...]:
@@ -155,6 +189,43 @@ class ControlPlane:
             self._ready = ready
             self.publish()
 
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Send no more calls to instances, however ready they are; `restore` ends that."""
+        self._withdrawn.update(names)
+        self.publish()
+
+    def is_withdrawn(self, name: str) -> bool:
+        """Tell whether an instance gets no calls because somebody wants that."""
+        return name in self._withdrawn
+
+    def drain(self, names: Iterable[str]) -> None:
+        """Have instances that were withdrawn say when the last call to them is over.
+
+        Only once every caller's sidecar enforces the withdrawal: `is_drained` would be true between
+        two calls.
+        """
+        chosen = [name for name in names if name in self._sidecars]
+        self._draining.update(chosen)
+        self.publish()
+        for link in chain.from_iterable(self._sidecars[name] for name in chosen):
+            link.drain_from = self._version if link.sent is None else link.sent.version
+
+    def is_drained(self, name: str) -> bool:
+        """Tell whether no call goes through any worker to an instance, after `drain`."""
+        return all(
+            link.channel is None
+            or link.worker.instance.inbound_port is None
+            or link.drained >= link.drain_from
+            for link in self._sidecars.get(name, ())
+        )
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Send calls again to instances that were withdrawn, when they are ready."""
+        chosen = set(names)
+        self._withdrawn -= chosen
+        self._draining -= chosen
+        self.publish()
+
     def publish(self) -> None:
         """Send every running worker its snapshot if it differs from what that one has."""
         intentions = self._intentions()  # once for all of them: it asks the database
@@ -195,6 +266,7 @@ class ControlPlane:
                 max_connections=worker.part(instance.max_connections),
                 idle_timeout_s=instance.idle_timeout_s,
                 protocol=instance.protocol,
+                draining=instance.name in self._draining,
             )
         return messages.Snapshot(
             version=version,
@@ -241,8 +313,10 @@ class ControlPlane:
     def _endpoints(self, service: str) -> tuple[messages.Endpoint, ...]:
         return tuple(
             messages.Endpoint(instance=instance.name, host=HOST, port=instance.inbound_port)
-            for instance in self._plan.of(service)
-            if instance.name in self._ready and instance.inbound_port is not None
+            for instance in self._plan().of(service)
+            if instance.name in self._ready
+            and instance.name not in self._withdrawn
+            and instance.inbound_port is not None
         )
 
     # What comes back.
@@ -257,6 +331,9 @@ class ControlPlane:
                 link.enforced = version
                 self._check_ready(link)
                 self._bell.ring()
+            case messages.Drained(version=version):
+                link.drained = version
+                self._observer.worker_drained(link.worker)
             case messages.Denied():
                 self._observer.denied(link.worker, message)
             case messages.ConnectionFailed():
@@ -273,7 +350,7 @@ class ControlPlane:
         """Sign for the identity that the channel belongs to, whatever the request says."""
         assert link.channel is not None
         now = datetime.fromtimestamp(self._clock(), tz=UTC)
-        ttl_s = self._plan.configuration.mesh.leaf_ttl_s
+        ttl_s = self._plan().configuration.mesh.leaf_ttl_s
         try:
             leaf = ca.sign(self._root, request.csr, link.worker.instance.identity, now, ttl_s)
         except IdentityError as error:
@@ -337,7 +414,8 @@ class ControlPlane:
                 link.channel.send(messages.Renew())
 
         def served(link: _Link) -> bool:
-            return link.serving is not None and link.serving is not before[link.worker.name]
+            new = link.serving is not None and link.serving is not before[link.worker.name]
+            return new or link.gone
 
         await self._bell.until(lambda: all(served(link) for link in links), timeout_s)
         return [link.worker for link in links if not served(link)]

@@ -56,6 +56,10 @@ class Counters:
         self._last = NOTHING
         self._asked = 0
 
+    def take_over(self, other: "Counters") -> None:
+        """Count from now on also what a worker has counted that is no more."""
+        self._past = summed([self._past, other.total()])
+
     def total(self) -> Stats:
         """Return what is known now."""
         return summed([self._past, self._last])

@@ -42,6 +42,10 @@ class Dependants:
         if after.phase is Phase.SPAWNING and after.number != before.number:
             self._lives[name] = dependencies.lives(self._depends_on(name), self._around(name))
 
+    def forget(self, name: str) -> None:
+        """An instance is no more."""
+        self._lives.pop(name, None)
+
     def look(self, *, restart: bool) -> None:
         """Draw the consequences of a change; without `restart` nothing is started again."""
         for name, runner in tuple(self._runners.items()):

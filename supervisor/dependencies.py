@@ -102,6 +102,16 @@ def judge(depends_on: Mapping[str, Dependency], statuses: Statuses) -> Verdict:
     return Verdict(Outlook.WAIT, tuple(open_), unmet)
 
 
+def expected_to_complete(depends_on: Iterable[Mapping[str, Dependency]]) -> frozenset[str]:
+    """Return the services of which another one waits for the end: migrations, and the like."""
+    return frozenset(
+        service
+        for dependencies in depends_on
+        for service, dependency in dependencies.items()
+        if dependency.condition in ("completed", "succeeded")
+    )
+
+
 def _first_cause(name: str, status: Status) -> str:
     return status.cause or f"{name} failed: {status.reason or 'nobody knows why'}"
 
@@ -154,16 +164,6 @@ def restarted(depends_on: Mapping[str, Dependency], begun: Lives, statuses: Stat
             if name in begun and now is not None and now != begun[name]:
                 return name
     return None
-
-
-def expected_to_complete(depends_on: Iterable[Mapping[str, Dependency]]) -> frozenset[str]:
-    """Return the services of which another one waits for the end: migrations, and the like."""
-    return frozenset(
-        service
-        for dependencies in depends_on
-        for service, dependency in dependencies.items()
-        if dependency.condition in ("completed", "succeeded")
-    )
 
 
 def stop_order(depends_on: Mapping[str, Mapping[str, Dependency]]) -> list[list[str]]:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from meshrun.proxy.errors import MeshrunError
 
-__all__ = ["ConfigError", "Finding", "MeshrunError", "NotRunningError"]
+__all__ = [
+    "ConfigError",
+    "Finding",
+    "MeshrunError",
+    "NotRunningError",
+    "StoppingError",
+    "UnknownNameError",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -35,3 +42,11 @@ class ConfigError(MeshrunError):
 
 class NotRunningError(MeshrunError):
     """No supervisor answers in the state folder."""
+
+
+class StoppingError(MeshrunError):
+    """The run is being ended."""
+
+
+class UnknownNameError(MeshrunError):
+    """No app or instance of this run has that name."""

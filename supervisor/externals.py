@@ -1,7 +1,7 @@
 """External services: what meshrun knows of programs that it does not run."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from meshrun.supervisor.configuration.model import HttpCheck, TcpCheck
@@ -20,28 +20,62 @@ class Externals:
     `on_change` is called with the instance whenever one becomes ready or is no longer.
     """
 
-    def __init__(
-        self, instances: Iterable[Instance], on_change: Callable[[Instance], None]
-    ) -> None:
-        self._instances = {i.name: i for i in instances if i.app is None}
+    def __init__(self, on_change: Callable[[Instance], None]) -> None:
+        self._instances: dict[str, Instance] = {}
         self._on_change = on_change
-        self._ready = {name for name, i in self._instances.items() if i.ready is None}
+        self._ready: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._asked: dict[str, Asking] = {}
 
+    def add(self, instance: Instance) -> None:
+        """Take up an external service; `start_of` begins to ask."""
+        self._instances[instance.name] = instance
+        if instance.ready is None:
+            self._ready.add(instance.name)
+
+    def update(self, instance: Instance) -> None:
+        """Take an external service as it is now; one that must be asked is asked anew.
+
+        Until it has answered it is what it was.
+        """
+        before = self._instances[instance.name]
+        self._instances[instance.name] = instance
+        if (before.ready, before.target) != (instance.ready, instance.target):
+            self._ask_no_more(instance.name)
+            if instance.ready is None:
+                self._succeeded(instance)
+            self.start_of(instance.name)
+
+    def remove(self, name: str) -> None:
+        """Forget an external service, if it is one."""
+        self._ask_no_more(name)
+        self._instances.pop(name, None)
+        self._reasons.pop(name, None)
+        self._ready.discard(name)
+
     def start(self) -> None:
         """Begin to ask."""
-        for instance in self._instances.values():
-            probe = instance.ready
-            if probe is None or instance.target is None:
-                continue
-            assert isinstance(probe.check, HttpCheck | TcpCheck), "the configuration refuses that"
-            self._asked[instance.name] = Asking(
-                Readiness(probe, asyncio.get_running_loop().time()),
-                asker(probe.check, probe, *instance.target),
-                partial(self._answered, instance),
-                f"ask whether {instance.name} is ready",
-            )
+        for name in self._instances:
+            self.start_of(name)
+
+    def start_of(self, name: str) -> None:
+        """Begin to ask one, if it has a probe."""
+        instance = self._instances[name]
+        probe = instance.ready
+        if probe is None or instance.target is None:
+            return
+        assert isinstance(probe.check, HttpCheck | TcpCheck), "the configuration refuses that"
+        self._asked[name] = Asking(
+            Readiness(probe, asyncio.get_running_loop().time()),
+            asker(probe.check, probe, *instance.target),
+            partial(self._answered, instance),
+            f"ask whether {instance.name} is ready",
+        )
+
+    def _ask_no_more(self, name: str) -> None:
+        asked = self._asked.pop(name, None)
+        if asked is not None:
+            asked.stop()
 
     def stop(self) -> None:
         """Ask no more."""

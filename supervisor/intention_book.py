@@ -57,6 +57,10 @@ class IntentionBook:
         self._base = {intention.pair: intention for intention in base}
         self._store = store
 
+    def rebase(self, base: Sequence[Intention]) -> None:
+        """Take other intentions of the file; the runtime ones lie over them as before."""
+        self._base = {intention.pair: intention for intention in base}
+
     def effective(self) -> list[Intention]:
         """Return what is in force, in evaluation order."""
         return layered(self._base.values(), self._store.intentions())

@@ -33,6 +33,7 @@ from meshrun.supervisor.lifecycle_events import (
     ProbeSucceeded,
     Probing,
     Restart,
+    Revised,
     Said,
     SendSignal,
     SessionEnded,
@@ -255,6 +256,22 @@ def _probe_refused(status: Status, event: Event, _moment: Moment) -> Outcome:
     return replace(status, reason=event.reason), ()
 
 
+def _revised_starting(status: Status, _event: Event, moment: Moment) -> Outcome:
+    if moment.policy.has_ready:
+        return status, (Probing(), Probing(ready=True))
+    running, actions = _run(replace(status, reason=""), moment)
+    return running, (Probing(), *actions)
+
+
+def _revised_running(status: Status, _event: Event, moment: Moment) -> Outcome:
+    # What was ready stays so until a new probe says otherwise: calls go to it now.
+    policy = moment.policy
+    asked = (Probing(), Probing(ready=policy.has_ready, alive=policy.has_alive))
+    if policy.has_ready or status.ready:
+        return status, asked
+    return replace(status, ready=True, reason=""), asked
+
+
 def _allowed_s(status: Status) -> float:
     """Return how long this phase could last: a timer may be late, and be no truth to tell."""
     return (status.since if status.due_at is None else status.due_at) - status.since
@@ -463,6 +480,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             **_LIVE,
             ProbeSucceeded: _probe_succeeded,
             ProbeFailed: _probe_refused,
+            Revised: _revised_starting,
             TimeoutExtended: _extend_deadline,
             TimerFired: _not_ready_in_time,
         },
@@ -471,6 +489,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             ProbeSucceeded: _became_ready,
             ProbeFailed: _became_unready,
             LivenessLost: _not_alive,
+            Revised: _revised_running,
         },
         Phase.STOPPING: {
             Exited: _exited,

@@ -20,6 +20,7 @@ __all__ = [
     "ProbeSucceeded",
     "Probing",
     "Restart",
+    "Revised",
     "Said",
     "SendSignal",
     "SessionEnded",
@@ -86,6 +87,11 @@ class Restart:
     """Somebody wants it to end and start again."""
 
     reason: str = "restarted"
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """The policy, or what the probes ask, is another one now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +191,7 @@ Event = (
     Start
     | Stop
     | Restart
+    | Revised
     | Kill
     | DependenciesMet
     | DependencyFailed

@@ -99,7 +99,7 @@ class Leases:
     ports, belong to no file system, and go with their holder, however it ends.
     """
 
-    sockets: list[socket.socket] = field(default_factory=list)
+    sockets: dict[int, socket.socket] = field(default_factory=dict)
 
     def claim(self, port: int) -> bool:
         """Lease a port; False if it is leased by another run or somebody listens on it."""
@@ -112,11 +112,15 @@ class Leases:
         if not is_free(port):
             lease.close()
             return False
-        self.sockets.append(lease)
+        self.sockets[port] = lease
         return True
+
+    def release(self, port: int) -> None:
+        """Give the lease of a port back."""
+        self.sockets.pop(port).close()
 
     def close(self) -> None:
         """Give every lease back."""
-        for lease in self.sockets:
+        for lease in self.sockets.values():
             lease.close()
         self.sockets.clear()

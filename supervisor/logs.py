@@ -135,6 +135,13 @@ class Logs:
         """Return the last few lines of an instance."""
         return [line.text for line in self._last.get(instance, ())]
 
+    def forget(self, instance: str) -> None:
+        """Close the file of an instance that is no more; its lines stay where they are."""
+        self._last.pop(instance, None)
+        file = self._files.pop(instance, None)
+        if file is not None:
+            file.close()
+
     def follow(self, follower: Callable[[list[Line]], None]) -> Callable[[], None]:
         """Call `follower` with lines from now on, until what is returned is called."""
         self._followers.add(follower)

@@ -1,7 +1,6 @@
 """Whose line it is: the aligned, coloured name before each line of the log."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 from meshrun.supervisor.logs import MESH
 
@@ -16,20 +15,29 @@ class Painter:
     """Puts the aligned name of its instance before each line."""
 
     def __init__(self, names: Sequence[str], *, colour: bool) -> None:
-        self._width = max((len(name) for name in (*names, MESH)), default=0)
-        colours = cycle(_COLOURS)
-        self._prefixes = {name: self._prefix(name, next(colours), colour) for name in names}
-        self._prefixes[MESH] = self._prefix(MESH, _DIM, colour)
         self._colour = colour
+        self._codes = {MESH: _DIM}
+        self._prefixes: dict[str, bytes] = {}
+        for name in names:
+            self._add(name)
+        self._align()
 
-    def _prefix(self, name: str, code: int, colour: bool) -> bytes:
-        text = f"{name:<{self._width}} | "
-        return (f"\x1b[{code}m{text}\x1b[0m" if colour else text).encode()
+    def _add(self, name: str) -> None:
+        self._codes[name] = _COLOURS[(len(self._codes) - 1) % len(_COLOURS)]
+
+    def _align(self) -> None:
+        width = max(map(len, self._codes))
+        self._prefixes = {
+            name: self._prefix(f"{name:<{width}} | ", code) for name, code in self._codes.items()
+        }
+
+    def _prefix(self, text: str, code: int) -> bytes:
+        return (f"\x1b[{code}m{text}\x1b[0m" if self._colour else text).encode()
 
     def paint(self, instance: str, content: bytes) -> bytes:
         """Return a whole line to print."""
-        prefix = self._prefixes.get(instance)
-        if prefix is None:  # an instance that came later
-            code = _COLOURS[len(self._prefixes) % len(_COLOURS)]
-            prefix = self._prefixes[instance] = self._prefix(instance, code, self._colour)
+        if instance not in self._prefixes:  # one that came later, and may have a longer name
+            self._add(instance)
+            self._align()
+        prefix = self._prefixes[instance]
         return prefix + content + (b"\x1b[0m\n" if self._colour and b"\x1b" in content else b"\n")

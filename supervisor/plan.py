@@ -5,6 +5,7 @@ Pure: the same configuration, selection, remembered ports and claims give the sa
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from meshrun.proxy.messages import Requests
@@ -37,6 +38,7 @@ __all__ = [
     "Worker",
     "count_instances",
     "count_workers",
+    "held",
     "instance_name",
     "make",
     "planned_upstream",
@@ -152,13 +154,37 @@ class Worker:
         return (limit + workers - self.number) // workers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole run; `ports` is what to remember for the next one."""
+    """A whole run; `ports` is what to remember for the next one.
+
+    While a run changes, its plan has what runs: also what is still to go, and of what is still to
+    be restarted the instance as it was.
+    """
 
     configuration: Configuration
     instances: tuple[Instance, ...]
     ports: Mapping[str, int]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Instance]:
+        """The instances by their names."""
+        return {instance.name: instance for instance in self.instances}
+
+    def having(self, instance: Instance) -> "Plan":
+        """Return the plan with an instance, in place of the one of its name, or as the last."""
+        instances = {**self.by_name, instance.name: instance}
+        return replace(self, instances=tuple(instances.values()))
+
+    def without(self, name: str) -> "Plan":
+        """Return the plan without an instance."""
+        return replace(self, instances=tuple(i for i in self.instances if i.name != name))
+
+    def ordered_as(self, other: "Plan") -> "Plan":
+        """Return the plan with its instances in the order of another one; those left over last."""
+        place = {instance.name: index for index, instance in enumerate(other.instances)}
+        in_order = sorted(self.instances, key=lambda i: place.get(i.name, len(place)))
+        return replace(self, instances=tuple(in_order))
 
     def of(self, service: str) -> tuple[Instance, ...]:
         """Return the instances of a service."""
@@ -274,13 +300,26 @@ def _wishes(
     for app, number in numbered:
         for upstream in app.upstreams:
             fixed = None if isolated or upstream.port is None else upstream.port + number - 1
-            holder = _upstream_holder(instance_name(app.name, number), upstream)
+            holder = _upstream_holder(instance_name(app.name, number), upstream.name)
             yield ports.Wish(holder, mesh.ports, fixed)
     for app, number in numbered:
         if app.port != 0:
             yield ports.Wish(_inbound_holder(instance_name(app.name, number)), mesh.ports)
     for external in externals:
         yield ports.Wish(_inbound_holder(instance_name(external.name, 1)), mesh.ports)
+
+
+def held(instances: Iterable[Instance]) -> dict[str, int]:
+    """Return which port of this machine each holder has: for the app, its sidecar, an upstream."""
+    ports_held: dict[str, int] = {}
+    for instance in instances:
+        if instance.app is not None and instance.port is not None:
+            ports_held[_app_holder(instance.name)] = instance.port
+        if instance.inbound_port is not None:
+            ports_held[_inbound_holder(instance.name)] = instance.inbound_port
+        for upstream in instance.upstreams:
+            ports_held[_upstream_holder(instance.name, upstream.name)] = upstream.port
+    return ports_held
 
 
 def _app_holder(instance: str) -> str:
@@ -291,8 +330,8 @@ def _inbound_holder(instance: str) -> str:
     return f"{instance} inbound"
 
 
-def _upstream_holder(instance: str, upstream: UpstreamReference) -> str:
-    return f"{instance} upstream {upstream.name}"
+def _upstream_holder(instance: str, upstream: str) -> str:
+    return f"{instance} upstream {upstream}"
 
 
 def _app_instance(
@@ -308,7 +347,8 @@ def _app_instance(
     identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
     port = given.get(_app_holder(name))
     upstreams = tuple(
-        planned_upstream(configuration, u, given[_upstream_holder(name, u)]) for u in app.upstreams
+        planned_upstream(configuration, u, given[_upstream_holder(name, u.name)])
+        for u in app.upstreams
     )
     injected = environment.injected(
         app=app.name,

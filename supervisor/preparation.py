@@ -15,15 +15,17 @@ from pathlib import Path
 
 from meshrun.proxy.errors import IdentityError
 from meshrun.supervisor import ca, cgroup, leftovers, plan, runfile
+from meshrun.supervisor.claims import Claims
 from meshrun.supervisor.configuration.model import Configuration
+from meshrun.supervisor.configuration.source import Source
 from meshrun.supervisor.database import Database
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.intention_book import IntentionBook
-from meshrun.supervisor.listeners import Leases, Listeners, is_free, owner_of
-from meshrun.supervisor.ports import PortTakenError, Wish
+from meshrun.supervisor.listeners import Leases, Listeners
+from meshrun.supervisor.ports import PortTakenError
 from meshrun.supervisor.statedir import AlreadyLockedError, StateDir
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "check_descriptors", "prepare"]
 
 ROOT_KEY = "root.key"
 
@@ -39,11 +41,12 @@ MOST_DESCRIPTORS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What a run works with; `notices` are what happened on the way that people should know."""
+    """What a run begins with; `notices` are what happened on the way that people should know."""
 
     run_id: str
+    source: Source
+    selection: plan.Selection
     plan: plan.Plan
-    isolated: bool
     state: StateDir
     database: Database
     book: IntentionBook
@@ -64,20 +67,19 @@ class Prepared:
 
 
 def prepare(
+    source: Source,
     configuration: Configuration,
     selection: plan.Selection,
     state_path: Path,
-    environ: Mapping[str, str],
     handed: Mapping[int, socket.socket] | None = None,
 ) -> Prepared:
-    """Take the state folder and everything else that a run needs.
+    """Take the state folder and everything else that a run needs; `source` is what was loaded.
 
     `handed` are listening sockets by port that a service manager has opened already.
     Raises MeshrunError: another run has the folder, a port is taken, the root is unusable.
     """
-    most = _raise_descriptor_limit()
-    instances = plan.count_instances(configuration, selection)
-    _check_descriptors(instances, plan.count_workers(configuration, selection), most)
+    _raise_descriptor_limit()
+    check_descriptors(configuration, selection)
     with contextlib.ExitStack() as undo:
         state = StateDir.open(state_path, create=True)
         undo.callback(state.close)
@@ -91,19 +93,20 @@ def prepare(
         undo.callback(leases.close)
         run_id = secrets.token_hex(8)
 
-        def claim(wish: Wish, port: int) -> bool:
-            return (leases if wish.kind == "app" else listeners).claim(port)
-
+        claims = Claims(listeners, leases, {})
         try:
-            planned = plan.make(configuration, selection, database.ports(), claim, environ, run_id)
+            planned = plan.make(
+                configuration, selection, database.ports(), claims.claim, source.environ, run_id
+            )
         except PortTakenError as error:
-            raise MeshrunError(_explain(error)) from error
+            raise claims.explain(error) from error
         database.put_ports(planned.ports)
         undo.pop_all()
         return Prepared(
             run_id=run_id,
+            source=source,
+            selection=selection,
             plan=planned,
-            isolated=selection.isolated,
             state=state,
             database=database,
             book=IntentionBook(configuration.intentions, database),
@@ -142,21 +145,27 @@ def _lock(state: StateDir) -> None:
         run = runfile.read(state)
         who = "" if run is None else f", supervisor pid {run.supervisor.pid}"
         raise AlreadyLockedError(
-            f"a mesh runs already in {state.path}{who}; see it with `meshrun ps`, end it with "
-            "`meshrun down`, or run a copy beside it with `meshrun up --isolated`"
+            f"a mesh runs already in {state.path}{who}; see it with `meshrun ps`, have it take "
+            "a changed file with `meshrun reload`, end it with `meshrun down`, or run a copy "
+            "beside it with `meshrun up --isolated`"
         ) from error
 
 
-def _raise_descriptor_limit() -> int:
+def _raise_descriptor_limit() -> None:
     """Take as many descriptors as are allowed; what the launcher forks keeps its own limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
 
 
-def _check_descriptors(instances: int, workers: int, most: int) -> None:
-    """Refuse more instances than there can be pipes and channels for: half a mesh is no mesh."""
+def check_descriptors(configuration: Configuration, selection: plan.Selection) -> None:
+    """Refuse more instances than there can be pipes and channels for: half a mesh is no mesh.
+
+    Raises MeshrunError, also for an unknown name.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    instances = plan.count_instances(configuration, selection)
+    workers = plan.count_workers(configuration, selection)
     further = workers - instances
     needed = DESCRIPTORS_BESIDES + DESCRIPTORS_EACH * instances + DESCRIPTORS_OF_A_WORKER * further
     if needed > most:
@@ -166,17 +175,6 @@ def _check_descriptors(instances: int, workers: int, most: int) -> None:
             f"cannot run {what}: that takes up to {needed} open files, and the limit "
             f"is {most}; see: ulimit -Hn"
         )
-
-
-def _explain(error: PortTakenError) -> str:
-    if error.wish.kind == "app" and is_free(error.port):
-        owner = "another mesh of this machine has promised it to one of its apps"
-    else:
-        owner = f"{owner_of(error.port)} listens on it"
-    return (
-        f"cannot give port {error.port} to {error.wish.holder}: {owner}; free it, name another "
-        "one, or let `meshrun up --isolated` choose"
-    )
 
 
 def _root(state: StateDir, database: Database, trust_domain: str) -> tuple[ca.Root, str | None]:

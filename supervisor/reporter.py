@@ -103,6 +103,17 @@ class Reporter:
             text = "\n".join(f"    {line}" for line in lines)
             self._journal.info(f"the last lines of {name}:\n{text}")
 
+    def not_drained(self, name: str, timeout_s: float) -> None:
+        """Say that calls to an instance are cut, which have not ended in time."""
+        message = f"{name} still has calls after {timeout_s:g} s, which end with it"
+        self._timeline.add("not-drained", name, message)
+        self._journal.warning(message)
+
+    def reloaded(self, kind: str, message: str, *, failed: bool = False) -> None:
+        """Say what became of a change of the running mesh."""
+        self._timeline.add(kind, "mesh", message)
+        (self._journal.error if failed else self._journal.info)(message)
+
     def external_changed(self, instance: Instance, reason: str) -> None:
         """Say that an external service became ready, or with a reason that it is not."""
         name = instance.name

@@ -6,7 +6,6 @@ whoever saw a crash in the timeline calls nobody who crashed.
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -33,17 +32,20 @@ from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.configuration.model import Dependency
 from meshrun.supervisor.controlplane import ControlPlane
 from meshrun.supervisor.dependants import Dependants
-from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.errors import MeshrunError, StoppingError, UnknownNameError
 from meshrun.supervisor.externals import Externals
+from meshrun.supervisor.fleet import Fleet
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.logs import Logs
 from meshrun.supervisor.oneoff import OneOff, OneOffs
-from meshrun.supervisor.plan import Instance, Worker
+from meshrun.supervisor.plan import Instance, Plan, Worker
 from meshrun.supervisor.preparation import Prepared
+from meshrun.supervisor.reloading import Reloading
 from meshrun.supervisor.reporter import Reporter
+from meshrun.supervisor.rollout import ENFORCE_TIMEOUT_S, Rollout, Step
 from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
@@ -53,13 +55,9 @@ __all__ = [
     "KILL_S",
     "Readiness",
     "Run",
-    "StoppingError",
-    "UnknownNameError",
     "longest_stop_s",
 ]
 
-# Design 8: a launched sidecar that does not acknowledge within it is killed and started again.
-ENFORCE_TIMEOUT_S = 2.0
 ROTATE_TIMEOUT_S = 30.0
 # How soon what was killed is gone; seconds, because of what must be written to disk first.
 KILL_S = 4.0
@@ -67,21 +65,18 @@ KILL_S = 4.0
 SHOWN = 5
 
 
-def longest_stop_s(grace_s: float, last_s: float) -> float:
+def app_folder(instance: str) -> str:
+    """Return what the cgroup of an instance's app is called within that of the run."""
+    return f"app-{instance}"
+
+
+def longest_stop_s(grace_s: float, longest_s: float) -> float:
     """Return how long a stop takes at most, where the most patient app has `grace_s` to end.
 
-    A grace until all are told, `last_s` for the last of them, which may ask for more than its
-    grace, a grace for the rest of its session, the sidecars', and what KILL needs.
+    A grace until all are told, the longest stop of one of them (`Policy.longest_stop_s`), a grace
+    for the rest of its session, the sidecars', and what KILL needs.
     """
-    return 2 * grace_s + last_s + sidecars.POLICY.stop_timeout_s + KILL_S
-
-
-class StoppingError(MeshrunError):
-    """The run is being ended."""
-
-
-class UnknownNameError(MeshrunError):
-    """No app or instance of this run has that name."""
+    return 2 * grace_s + longest_s + sidecars.POLICY.stop_timeout_s + KILL_S
 
 
 class Readiness:
@@ -105,21 +100,25 @@ class Run:
         logs: Logs,
     ) -> None:
         self.prepared = prepared
-        self.plan = prepared.plan
         self.timeline = timeline
         self.logs = logs
         self.started_at = time.time()
         self.bell = Bell()
         self.stopping = False
-        # Whether a changed configuration is being applied; the bell is rung for it.
-        self.reloading = False
-        self.apps: dict[str, Runner] = {}
-        self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
         self._launcher = launcher
         self._journal = journal
         self._reporter = Reporter(timeline, journal, logs.last)
-        self._bodies: list[bodies.AppBody] = []
-        self._instances = {instance.name: instance for instance in self.plan.instances}
+        self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
+        launcher.cgroup = self._cgroup
+        self.fleet = Fleet(
+            prepared.plan,
+            self._new_body,
+            self._new_session,
+            self._app_changed,
+            self._added,
+            self._removed,
+        )
+        self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
         self._since: dict[str, float] = {}
@@ -127,15 +126,13 @@ class Run:
         logging = self.plan.configuration.mesh.access_log
         self.access = Access(logs, time.time, logging=logging)
         self.control = ControlPlane(
-            self.plan,
+            lambda: self.plan,
             prepared.root,
             prepared.book.effective,
             self.access.wanted_of,
             self,
             time.time,
         )
-        self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
-        launcher.cgroup = self._cgroup
         sidecars_folder = self._leaf("sidecars")
         self.sidecars = Sidecars(
             launcher,
@@ -154,26 +151,50 @@ class Run:
             self.bell,
             prepared.database.ports,
         )
-        self.externals = Externals(self.plan.instances, self._external_changed)
-        for instance in self.plan.instances:
-            self._add(instance)
+        self.externals = Externals(self._external_changed)
+        self.fleet.join(self.control, self.sidecars, self.externals)
+        for instance in prepared.plan.instances:
+            self.fleet.add(instance)
+        self.rollout = Rollout(
+            self.fleet,
+            self.control,
+            self.sidecars,
+            self.externals,
+            self.dependants,
+            self._reporter,
+            self.bell,
+            lambda: self.stopping,
+        )
+        self._reloading = Reloading(
+            prepared, self.fleet, self.rollout, self.access, self._reporter, self.bell
+        )
 
-    def _add(self, instance: Instance) -> None:
-        self.sidecars.add(instance)
-        if instance.app is not None:
-            folder = self._leaf(f"app-{instance.name}")
-            body = bodies.AppBody(
-                self._launcher, instance, folder, self.prepared.state, self.logs.write
-            )
-            self._bodies.append(body)
-            self.apps[instance.name] = Runner(
-                instance.name,
-                bodies.app_policy(instance.app),
-                body,
-                partial(self._app_changed, instance),
-                random.random,
-                session=partial(Session, marks=self._marks(instance, folder)),
-            )
+    def _new_body(self, instance: Instance) -> bodies.AppBody:
+        folder = self._app_folder(instance)
+        return bodies.AppBody(
+            self._launcher, instance, folder, self.prepared.state, self.logs.write
+        )
+
+    def _new_session(self, instance: Instance) -> Callable[[int], Session]:
+        return partial(Session, marks=self._marks(instance, self._app_folder(instance)))
+
+    def _app_folder(self, instance: Instance) -> Path | None:
+        return self._leaf(app_folder(instance.name))
+
+    @property
+    def plan(self) -> Plan:
+        """What runs now."""
+        return self.fleet.plan
+
+    @property
+    def apps(self) -> Mapping[str, Runner]:
+        """What keeps the apps, by instance."""
+        return self.fleet.apps
+
+    @property
+    def reloading(self) -> bool:
+        """Whether a changed configuration is being applied; the bell is rung for it."""
+        return self._reloading.active
 
     def _leaf(self, name: str) -> Path | None:
         folder = self.prepared.cgroup
@@ -200,13 +221,12 @@ class Run:
 
     # What happens.
 
-    def _app_changed(
-        self, instance: Instance, _runner: Runner, before: Status, after: Status, event: Event
-    ) -> None:
+    def _app_changed(self, runner: Runner, before: Status, after: Status, event: Event) -> None:
+        instance = self.plan.by_name[runner.name]
         self._tell_who_is_ready()
-        self.dependants.changed(instance.name, before, after)
         if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
             self._since[instance.name] = time.time()
+        self.dependants.changed(instance.name, before, after)
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._known.pop(instance.name, None)
@@ -220,6 +240,16 @@ class Run:
             self._known.pop(f"sidecar {worker.name}", None)
             self._run_file_changed()
         self._changed()
+
+    def _added(self, name: str) -> None:
+        self._since[name] = time.time()
+
+    def _removed(self, name: str) -> None:
+        self._since.pop(name, None)
+        self.dependants.forget(name)
+        self.logs.forget(name)
+        if self.prepared.cgroup is not None:
+            cgroup.remove(self.prepared.cgroup / app_folder(name))
 
     def _external_changed(self, instance: Instance) -> None:
         self._tell_who_is_ready()
@@ -239,7 +269,7 @@ class Run:
         self.control.set_ready({*ready, *self.externals.ready})
 
     def _depends_on(self, name: str) -> Mapping[str, Dependency]:
-        app = self._instances[name].app
+        app = self.plan.by_name[name].app
         return app.depends_on if app is not None else {}
 
     def _statuses(self, service: str) -> Mapping[str, Status]:
@@ -249,6 +279,17 @@ class Run:
         if instance.app is not None:
             return self.apps[instance.name].status
         return Status(pid=self.sidecars.of(instance.name)[0].pid, ready=self.is_ready(instance))
+
+    def reason(self, name: str) -> str:
+        """Say why an instance is in its state, nothing where that needs no saying."""
+        app = self.apps.get(name)
+        if app is None:
+            return self.externals.reason(name)
+        if app.status.phase is Phase.WAITING:
+            return f"waits for {', '.join(self.dependants.verdict(name).waiting_for)}"
+        if app.status.ready and self.control.is_withdrawn(name):
+            return "gets no calls any more: it is to be stopped"
+        return app.status.reason
 
     def unmet(self, name: str) -> list[str]:
         """Say where the instances are that an instance waits for, and what their probes say."""
@@ -296,6 +337,10 @@ class Run:
         """Have it ended."""
         self.sidecars.broke(worker, reason)
 
+    def worker_drained(self, worker: Worker) -> None:
+        """See who waited for it."""
+        self.bell.ring()
+
     def worker_closed(self, worker: Worker, reason: str) -> None:
         """See that it ends."""
         self.sidecars.closed(worker, reason)
@@ -311,7 +356,7 @@ class Run:
                 known = ", ".join(self.plan.services)
                 raise UnknownNameError(f'no app "{name}" runs here; there are: {known}')
             found += matching
-        return list(dict.fromkeys(found)) or list(self._instances)
+        return list(dict.fromkeys(found)) or list(self.plan.by_name)
 
     def want_service(self, name: str) -> None:
         """Raise UnknownNameError, with the nearest right name, unless a service has this one."""
@@ -381,43 +426,39 @@ class Run:
             self.apps[name].feed(events.Start())
         self._changed()
         await self.bell.until(
-            lambda: all(self.apps[n].status.phase is not Phase.SPAWNING for n in chosen), None
+            lambda: all(
+                self.apps[n].status.phase is not Phase.SPAWNING for n in chosen if n in self.apps
+            ),
+            None,
         )
-        return chosen
+        return [name for name in chosen if name in self.apps]
 
     async def stop_apps(self, names: Iterable[str]) -> list[str]:
         """Stop apps, those that depend on others first; returns when they have ended."""
         chosen = [name for name in self.resolve(names) if name in self.apps]
         for layer in self._layers():
-            running = [name for name in layer if name in chosen]
-            for name in running:
-                self.apps[name].feed(events.Stop())
-            await self.bell.until(partial(self._all_final, running), None)
-        return chosen
+            running = [self.apps[n] for n in layer if n in chosen and n in self.apps]
+            for app in running:
+                app.feed(events.Stop())
+            await self.bell.until(partial(_all_final, running), None)
+        return [name for name in chosen if name in self.apps]
 
-    async def restart_apps(self, names: Iterable[str]) -> list[str]:
-        """Restart apps, each service one instance after the other, dependencies first."""
-        chosen = self._startable(names)
-        for layer in reversed(self._layers()):
-            for name in (name for name in layer if name in chosen):
-                if not self.stopping:
-                    await self._restart(name)
-        return chosen
+    async def restart_apps(self, names: Iterable[str]) -> tuple[list[str], list[Step]]:
+        """Restart apps, dependencies first, each service one instance after the other.
 
-    async def _restart(self, name: str) -> None:
-        runner = self.apps[name]
-        begun = runner.status.number
-        runner.feed(events.Restart())
-        self._changed()
+        Returns those that were chosen, and of them those that were left alone, since another of
+        their service did not come back.
+        """
+        kept = await self._reloading.restart(chosen := self._startable(names))
+        return [name for name in chosen if name in self.apps], kept
 
-        def settled() -> bool:
-            status = runner.status
-            if status.phase is Phase.WAITING:  # also before: there was nothing to restart
-                return True
-            between = status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
-            return status.number != begun and (status.ready or status.final or between)
+    async def reload(self, *, dry_run: bool) -> list[Step]:
+        """Apply a changed file; see `Reloading.reload`."""
+        return await self._reloading.reload(dry_run=dry_run)
 
-        await self.bell.until(settled, None)
+    async def scale(self, wanted: Mapping[str, int]) -> list[Step]:
+        """Run so many instances of apps; see `Reloading.scale`."""
+        return await self._reloading.scale(wanted)
 
     def _layers(self) -> list[list[str]]:
         services = dependencies.stop_order(
@@ -425,18 +466,12 @@ class Run:
         )
         return [[i.name for s in layer for i in self.plan.of(s)] for layer in services]
 
-    def _all_final(self, names: Iterable[str]) -> bool:
-        # Whom somebody has started again meanwhile nobody waits for.
-        return all(
-            status.final or status.wanted is not lifecycle.Wanted.STOP
-            for status in (self.apps[name].status for name in names)
-        )
-
     def is_ready(self, instance: Instance) -> bool:
         """Tell whether an instance takes calls and its sidecar serves."""
         app = self.apps.get(instance.name)
         takes_calls = app.status.ready if app is not None else instance.name in self.externals.ready
-        return takes_calls and self.control.is_ready(instance.name)
+        gets_calls = takes_calls and not self.control.is_withdrawn(instance.name)
+        return gets_calls and self.control.is_ready(instance.name)
 
     def since(self, name: str) -> float:
         """Return when an instance came into the state that it is in; wall-clock seconds."""
@@ -487,9 +522,7 @@ class Run:
 
     async def enforce_intentions(self) -> None:
         """Return when every running sidecar enforces the intentions as they are now."""
-        for worker in await self.control.enforced(ENFORCE_TIMEOUT_S):
-            reason = f"it did not enforce a change within {ENFORCE_TIMEOUT_S:g} s"
-            self.sidecars.broke(worker, reason)
+        await self.rollout.enforce()
 
     async def rotate(self, names: Collection[str]) -> None:
         """Give sidecars new leaves; raises MeshrunError naming those that did not take theirs."""
@@ -510,7 +543,9 @@ class Run:
         found: list[ends.Ended] = []
 
         def over() -> bool:
-            apps = {n: (self._instances[n].service, app.status) for n, app in self.apps.items()}
+            if self._reloading.busy:
+                return False
+            apps = {n: (self.plan.by_name[n].service, app.status) for n, app in self.apps.items()}
             expected = dependencies.expected_to_complete(
                 i.app.depends_on for i in self.plan.instances if i.app is not None
             )
@@ -542,8 +577,8 @@ class Run:
     @property
     def longest_stop_s(self) -> float:
         """How long `stop` takes at most."""
-        last_s = max((app.policy.longest_stop_s for app in self.apps.values()), default=0.0)
-        return longest_stop_s(self._grace_s, last_s)
+        longest_s = max((app.policy.longest_stop_s for app in self.apps.values()), default=0.0)
+        return longest_stop_s(self._grace_s, longest_s)
 
     def _stop_all(self) -> None:
         for app in self.apps.values():
@@ -571,15 +606,11 @@ class Run:
 
     def pause_output(self) -> None:
         """Let the apps wait with what they write."""
-        for body in self._bodies:
-            body.output.pause()
-        self.sidecars.pause_output()
+        self.fleet.pause_output()
 
     def resume_output(self) -> None:
         """Take the apps' output again."""
-        for body in self._bodies:
-            body.output.resume()
-        self.sidecars.resume_output()
+        self.fleet.resume_output()
 
     # run.json
 
@@ -625,3 +656,8 @@ class Run:
                 return None
             known = self._known[name] = runfile.Recorded(name, pid, process.start_time)
         return known
+
+
+def _all_final(apps: Iterable[Runner]) -> bool:
+    # Whom somebody has started again meanwhile nobody waits for.
+    return all(a.status.final or a.status.wanted is not lifecycle.Wanted.STOP for a in apps)

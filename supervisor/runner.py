@@ -19,7 +19,17 @@ from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.sessions import Session
 
-__all__ = ["Body", "Feed", "NotExecutableError", "Probing", "Rest", "Runner", "Which"]
+__all__ = [
+    "Body",
+    "Feed",
+    "NewSession",
+    "NotExecutableError",
+    "OnChange",
+    "Probing",
+    "Rest",
+    "Runner",
+    "Which",
+]
 
 Which = Literal["ready", "alive"]
 Feed = Callable[[Event], None]
@@ -53,6 +63,9 @@ class Rest(Protocol):
         """Send a signal to what is left, and call `on_ended` once nothing is."""
 
 
+NewSession = Callable[[int], Rest]
+
+
 class Body(Protocol):
     """What is particular to the process that a runner keeps."""
 
@@ -84,7 +97,7 @@ class Runner:
         on_change: OnChange,
         random: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
-        session: Callable[[int], Rest] = Session,
+        session: NewSession = Session,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -115,6 +128,12 @@ class Runner:
                 self._step(self._events.popleft())
         finally:
             self._feeding = False
+
+    def revise(self, policy: Policy, *, asks_anew: bool) -> None:
+        """Take another policy, also in the middle of a life; its probes may be other ones too."""
+        self.policy = policy
+        if asks_anew:
+            self.feed(events.Revised())
 
     def _step(self, event: Event) -> None:
         before = self.status

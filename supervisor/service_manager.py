@@ -27,7 +27,10 @@ class Followed(Protocol):
     """What is told of a run (`meshrun.supervisor.run.Run`); the bell rings at each change."""
 
     bell: Bell
-    reloading: bool
+
+    @property
+    def reloading(self) -> bool:
+        """Whether a changed configuration is being applied."""
 
     def readiness(self) -> object | None:
         """Return whether everything is ready, None while that is not settled."""

@@ -107,8 +107,9 @@ class Sidecars:
 
     def broke(self, worker: Worker, reason: str) -> None:
         """End a worker that cannot be controlled; it is started again."""
-        self._journal.warning(f"the {worker.title} is killed: {reason}")
-        self._of(worker).kill_process()
+        if worker.instance.name in self._workers:
+            self._journal.warning(f"the {worker.title} is killed: {reason}")
+            self._of(worker).kill_process()
 
     def closed(self, worker: Worker, reason: str) -> None:
         """See that a worker without a channel ends: nobody could tell it anything any more."""
@@ -138,6 +139,10 @@ class Sidecars:
         """Forget the sidecar of an instance; each of its workers has ended."""
         del self._workers[instance]
         del self._bodies[instance]
+
+    def has_ended(self, instance: str) -> bool:
+        """Whether every worker of one instance's sidecar has ended for good."""
+        return all(runner.status.final for runner in self._workers[instance])
 
     @property
     def ended(self) -> bool:

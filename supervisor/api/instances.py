@@ -13,6 +13,7 @@ from meshrun.supervisor.api.answers import END, RUN, Handler, body, json, proble
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.oneoff import OneOff
 from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.rollout import Step
 from meshrun.supervisor.run import Run
 from meshrun.supervisor.runfile import RUN_MARKER
 
@@ -45,7 +46,7 @@ async def show_run(request: web.Request) -> web.StreamResponse:
             "default_intention": configuration.mesh.default_intention,
             "started_at": run.started_at,
             "state_dir": str(run.prepared.state.path),
-            "isolated": run.prepared.isolated,
+            "isolated": run.prepared.selection.isolated,
             "protocols": {
                 name: configuration.protocol(name)
                 for name in (*configuration.apps, *configuration.services)
@@ -119,7 +120,7 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         "cpu_percent": used.cpu_percent if used is not None else None,
         "memory_bytes": used.memory_bytes if used is not None else None,
         **sidecar.row(),
-        "reason": _reason(run, instance, status),
+        "reason": run.reason(instance.name),
         "next_try_in_s": _next_try_in_s(status, now),
     }
 
@@ -138,14 +139,6 @@ def _command_row(run: Run, one_off: OneOff) -> dict[str, object]:
         **sidecar.row(),
         "reason": f"runs {one_off.program}",
     }
-
-
-def _reason(run: Run, instance: Instance, status: Status) -> str:
-    if instance.app is None:
-        return run.externals.reason(instance.name)
-    if status.phase is Phase.WAITING:
-        return f"waits for {', '.join(run.dependants.verdict(instance.name).waiting_for)}"
-    return status.reason
 
 
 def _tries(run: Run, instance: Instance) -> int:
@@ -182,7 +175,8 @@ async def wait(request: web.Request) -> web.StreamResponse:
     )
 
 
-def _outcome(run: Run, names: list[str]) -> web.Response:
+def _outcome(run: Run, names: Sequence[str], kept: Sequence[Step] = ()) -> web.Response:
+    left = {step.subject: str(step) for step in kept}
     rows = []
     for name in names:
         status = run.apps[name].status
@@ -191,7 +185,8 @@ def _outcome(run: Run, names: list[str]) -> web.Response:
                 "instance": name,
                 "state": status.phase.shown,
                 "ready": status.ready,
-                "reason": status.reason,
+                "reason": left.get(name) or status.reason,
+                "kept": name in left,
             }
         )
     return json(rows)
@@ -215,7 +210,8 @@ async def restart(request: web.Request) -> web.StreamResponse:
     """Restart apps."""
     run = request.app[RUN]
     names = (await body(request, Names)).names
-    return _outcome(run, await asyncio.shield(run.restart_apps(names)))
+    chosen, kept = await asyncio.shield(run.restart_apps(names))
+    return _outcome(run, chosen, kept)
 
 
 async def down(request: web.Request) -> web.StreamResponse:
@@ -255,7 +251,7 @@ async def why(request: web.Request) -> web.StreamResponse:
                 "state": status.phase.shown if app is not None else "external",
                 "ready": run.is_ready(instance),
                 "since": run.since(instance.name),
-                "reason": _reason(run, instance, status),
+                "reason": run.reason(instance.name),
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,
                 "next_try_in_s": _next_try_in_s(status, time.monotonic()),

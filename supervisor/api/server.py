@@ -6,10 +6,18 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from meshrun.proxy.errors import MeshrunError
-from meshrun.supervisor.api import certificates, instances, intentions, metrics, oneoffs, records
+from meshrun.supervisor.api import (
+    certificates,
+    changes,
+    instances,
+    intentions,
+    metrics,
+    oneoffs,
+    records,
+)
 from meshrun.supervisor.api.answers import END, RUN, Handler, caller, problem
-from meshrun.supervisor.run import Run, StoppingError, UnknownNameError
+from meshrun.supervisor.errors import ConfigError, MeshrunError, StoppingError, UnknownNameError
+from meshrun.supervisor.run import Run
 
 __all__ = ["Server", "serve"]
 
@@ -34,6 +42,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(403, "only the user who runs this mesh, and root, may control it")
     try:
         return await handler(request)
+    except ConfigError as error:
+        return problem(422, str(error))
     except UnknownNameError as error:
         return problem(404, str(error))
     except StoppingError as error:
@@ -50,7 +60,7 @@ async def serve(run: Run, end: Callable[[], None]) -> Server:
     application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
     application[RUN] = run
     application[END] = end
-    for module in (instances, oneoffs, records, certificates, intentions, metrics):
+    for module in (instances, changes, oneoffs, records, certificates, intentions, metrics):
         for method, path, handler in module.ROUTES:
             application.router.add_route(method, path, handler)
     # Followers of a stream do not keep a run from ending.

@@ -35,6 +35,8 @@ program = LazyGroup(
         "start": f"{_HERE}.control",
         "stop": f"{_HERE}.control",
         "restart": f"{_HERE}.control",
+        "reload": f"{_HERE}.changes",
+        "scale": f"{_HERE}.changes",
         "check": f"{_HERE}.check",
         "env": f"{_HERE}.env",
         "run": f"{_HERE}.oneoff",

@@ -10,6 +10,7 @@ import msgspec
 
 from meshrun.supervisor.cli.records import (
     Check,
+    Done,
     Event,
     Explanation,
     InstanceRow,
@@ -88,6 +89,19 @@ class Client:
         """Do `start`, `stop` or `restart`; returns when it is done, however long that takes."""
         path = f"/v1/meshrun/{quote(action)}"
         return self._ask("POST", path, list[Outcome], body={"names": names}, timeout_s=None)
+
+    def reload(self, *, dry_run: bool) -> list[Done]:
+        """Have a changed file applied; returns when that is done, however long it takes.
+
+        A file that is wrong is an ApiError with the status 422.
+        """
+        body = {"dry_run": dry_run}
+        return self._ask("POST", "/v1/meshrun/reload", list[Done], body=body, timeout_s=None)
+
+    def scale(self, instances: Mapping[str, int]) -> list[Done]:
+        """Have other numbers of instances run; returns when they do, however long it takes."""
+        body = {"instances": instances}
+        return self._ask("POST", "/v1/meshrun/scale", list[Done], body=body, timeout_s=None)
 
     def down(self) -> Stopping:
         """Tell the run to end."""

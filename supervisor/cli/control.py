@@ -53,7 +53,12 @@ def stop(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
 @_json
 @click.pass_obj
 def restart(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
-    """Stop apps and start them again.
+    """Stop apps and start them again, one instance after the other.
+
+    An instance gets no more calls, those that it has end within `stop.timeout`, it is restarted,
+    and the next one follows when it is ready: where there are several no call fails, and of a
+    single one callers wait for `connect_timeout`. If one does not come back the rest of its app is
+    left alone.
 
     APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
 
@@ -71,7 +76,8 @@ def _act(place: Place, action: str, apps: tuple[str, ...], as_json: bool) -> int
         width = max((len(outcome.instance) for outcome in outcomes), default=0)
         for outcome in outcomes:
             click.echo(f"{outcome.instance:<{width}}  {_said(outcome)}")
-    return 1 if action != "stop" and any(outcome.state in _BAD for outcome in outcomes) else 0
+    failed = any(outcome.kept or outcome.state in _BAD for outcome in outcomes)
+    return 1 if failed and action != "stop" else 0
 
 
 def _said(outcome: Outcome) -> str:

@@ -100,9 +100,9 @@ def _given(place: Place, user: str | None) -> "systemd_unit.Service":
     arguments = [f"--config={file}"]
     if place.state_dir is not None or os.environ.get(VARIABLE):
         arguments.append(f"--state-dir={state}")
-    policies = [app_policy(app) for app in configuration.apps.values()]
+    policies = [app_policy(i.app) for i in planned.instances if i.app is not None]
     grace_s = max((policy.stop_timeout_s for policy in policies), default=0.0)
-    last_s = max((policy.longest_stop_s for policy in policies), default=0.0)
+    longest_s = max((policy.longest_stop_s for policy in policies), default=0.0)
     return systemd_unit.Service(
         mesh=configuration.mesh.name,
         meshrun=_meshrun(),
@@ -112,7 +112,7 @@ def _given(place: Place, user: str | None) -> "systemd_unit.Service":
         writable=_outermost([str(file.parent), str(state), *_folders(planned)]),
         search=_search(),
         ports=_fixed_ports(planned),
-        longest_stop_s=longest_stop_s(grace_s, last_s),
+        longest_stop_s=longest_stop_s(grace_s, longest_s),
         reloads="reload" in program.list_commands(click.Context(program)),
     )
 

@@ -9,6 +9,7 @@ from meshrun.proxy.intentions import Action, Protocol
 
 __all__ = [
     "Check",
+    "Done",
     "Event",
     "Explanation",
     "InstanceRow",
@@ -77,11 +78,27 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an instance that was started, stopped or restarted."""
+    """What became of an instance that was started, stopped or restarted.
+
+    One that was `kept` was not restarted: another of its app did not come back.
+    """
 
     instance: str
     state: str
     ready: bool
+    reason: str | None = None
+    kept: bool = False
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to an instance, or to the mesh; `text` says it, `state` is how it is then."""
+
+    action: str
+    subject: str
+    text: str
+    reasons: list[str] = []
+    state: str | None = None
+    ready: bool | None = None
     reason: str | None = None
 
 

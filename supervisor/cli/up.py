@@ -14,6 +14,7 @@ from meshrun.supervisor import activation, cgroup, sdnotify
 from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.names import complete_app, complete_scale
 from meshrun.supervisor.cli.place import Place
+from meshrun.supervisor.cli.scale_argument import Scale
 from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.launching import Launcher
 from meshrun.supervisor.plan import Selection, instance_name, scaled, select
@@ -25,25 +26,6 @@ __all__ = ["up"]
 
 if TYPE_CHECKING:
     from meshrun.supervisor.configuration.model import Configuration
-
-    _ParamType = click.ParamType[tuple[str, int]]
-else:  # older versions of click have it, but not as a generic type
-    _ParamType = click.ParamType
-
-
-class Scale(_ParamType):
-    """APP=N."""
-
-    name = "app=n"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Read it."""
-        name, equals, number = str(value).partition("=")
-        if not (name and equals and number.isdecimal() and 0 < int(number) <= 100):
-            self.fail(f"{value!r} is not APP=N with N from 1 to 100", param, ctx)
-        return name, int(number)
 
 
 @click.command()
@@ -207,21 +189,20 @@ def _run(
     # Imported after the fork, while the launcher imports what the sidecars need.
     import uvloop
 
-    from meshrun.supervisor.configuration import meshfile
+    from meshrun.supervisor.configuration.source import Source
     from meshrun.supervisor.preparation import prepare
     from meshrun.supervisor.supervise import supervise
 
     environ = dict(os.environ)
-    if procfile is not None:
-        configuration = meshfile.load_procfile(procfile, environ)
-    else:
-        configuration = place.configuration()
+    file = procfile if procfile is not None else place.config_file()
+    source = Source(path=file, environ=environ, procfile=procfile is not None)
+    configuration = source.load()
     _check_ends(configuration, selection)
     state_path = place.state_path()
     throw_away = selection.isolated and place.state_dir is None
     if throw_away:
         state_path = state_path.with_name(f"{state_path.name}-{secrets.token_hex(4)}")
-    prepared = prepare(configuration, selection, state_path, environ, handed)
+    prepared = prepare(source, configuration, selection, state_path, handed)
 
     def started() -> None:
         if detached:

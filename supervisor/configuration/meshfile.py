@@ -38,6 +38,8 @@ FILE_NAME = "mesh.toml"
 
 TOP_KEYS = ("mesh", "apps", "services", "intentions")
 TOP_KEYS_LATER = ("api", "ca")
+# Certificates, the lock, and what other programs have been told hang on them.
+FIXED_MESH_KEYS = ("name", "state_dir", "ports", "app_ports")
 INSTANCE_VARIABLES = ("PORT", "MESHRUN_INSTANCE", "MESHRUN_IDENTITY", "MESHRUN_RUN_ID")
 
 _LARGEST_FILE = 1 << 20
@@ -80,16 +82,23 @@ def find(start: Path, named: Path | None, uid: int) -> Path:
     )
 
 
-def load(path: Path, environ: Mapping[str, str], machine: Machine | None = None) -> Configuration:
+def load(
+    path: Path,
+    environ: Mapping[str, str],
+    running: Mesh | None = None,
+    machine: Machine | None = None,
+) -> Configuration:
     """Read and check a mesh.toml; `environ` is the caller's environment. Raises ConfigError.
 
-    `machine` is where it shall run: this one unless another is given.
+    `running` is the mesh that runs from it already, some of which cannot change any more. `machine`
+    is where it shall run: this one unless another is given.
     """
     file = _called(path)
     source = _read(path, file).replace("\r\n", "\n")
     values = _parsed(source, file)
     document = Document(file, locate(source))
-    configuration = _Loader(document, path, environ, machine).load(Table(document, (), values))
+    loader = _Loader(document, path, environ, machine)
+    configuration = loader.load(Table(document, (), values), running)
     if document.findings:
         raise ConfigError(sorted(set(document.findings)))
     return configuration
@@ -129,9 +138,11 @@ class _Loader:
         self._folder = _folder(path)
         self._environ = environ
 
-    def load(self, top: Table) -> Configuration:
+    def load(self, top: Table, running: Mesh | None) -> Configuration:
         top.allow(TOP_KEYS, TOP_KEYS_LATER)
         mesh = read_mesh(top, mesh_name(self._folder.name))
+        if running is not None:
+            self._check_unchanged(mesh, running)
         intentions = read_intentions(top, self._path.name)
         configuration = Configuration(
             file=self._document.file,
@@ -144,6 +155,17 @@ class _Loader:
         self._check_addresses(configuration)
         references.check(self._document, configuration, intentions, self._environ)
         return configuration
+
+    def _check_unchanged(self, mesh: Mesh, running: Mesh) -> None:
+        for key in FIXED_MESH_KEYS:
+            wanted, there = getattr(mesh, key), getattr(running, key)
+            if wanted != there:
+                self._document.report_value(
+                    ("mesh", key),
+                    f"mesh.{key} cannot change under a running mesh, from {there} to {wanted}: "
+                    "put it back, or end the mesh with `meshrun down` and start it again with "
+                    "`meshrun up`",
+                )
 
     def _read_apps(self, top: Table) -> dict[str, App]:
         apps = self._read_named_procfile(top)

@@ -15,6 +15,7 @@ from meshrun.proxy.intentions import Action, Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS, Protocol, Requests
 
 __all__ = [
+    "MOST_INSTANCES",
     "SERVICE_NAME",
     "Account",
     "App",
@@ -41,6 +42,9 @@ __all__ = [
 
 # As a label of the DNS (RFC 1123 2.1), in lower case.
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+
+# Of one app, in the file and by `scale`.
+MOST_INSTANCES = 100
 
 RestartPolicy = Literal["on-failure", "always", "never"]
 Condition = Literal["started", "ready", "completed", "succeeded"]

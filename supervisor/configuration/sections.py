@@ -14,6 +14,7 @@ from meshrun.proxy.messages import MOST_CONNECTIONS
 from meshrun.supervisor.configuration.depends_on import read_depends_on
 from meshrun.supervisor.configuration.limits import read_limits
 from meshrun.supervisor.configuration.model import (
+    MOST_INSTANCES,
     App,
     External,
     Mesh,
@@ -73,7 +74,6 @@ SERVICE_KEYS = ("address", "protocol", "ready", "workers", "max_connections", "i
 NOT_OF_SERVICES = {"alive": "an app: here meshrun runs no process that it could start again"}
 INTENTION_KEYS = ("from", "to", *EFFECT_KEYS)
 
-MOST_INSTANCES = 100
 MOST_WORKERS = 64
 
 _SHORTEST_LEAF_TTL = "10s"

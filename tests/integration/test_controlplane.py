@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Notes:
     def __init__(self) -> None:
         self.broke: list[str] = []
         self.closed: list[str] = []
+        self.drained: list[str] = []
         self.ready: list[str] = []
         self.serving: list[str] = []
         self.bell = Bell()
@@ -59,6 +61,10 @@ class Notes:
 
     def worker_broke(self, worker: Worker, reason: str) -> None:
         self.broke.append(worker.name)
+
+    def worker_drained(self, worker: Worker) -> None:
+        self.drained.append(worker.name)
+        self.bell.ring()
 
     def worker_closed(self, worker: Worker, reason: str) -> None:
         self.closed.append(worker.name)
@@ -114,6 +120,10 @@ class Played:
         )
         self._channel.send(messages.Stats(number=self._asked, connections=(one,)))
 
+    def drained(self) -> None:
+        """Say that nothing goes to the app any more."""
+        self._channel.send(messages.Drained(version=self.snapshots[-1].version))
+
     def renew(self) -> None:
         """Ask for a leaf, and serve it."""
         self._requests += 1
@@ -135,13 +145,15 @@ class Site:
         self.recording = False
         root = ca.create_root("shop.mesh", datetime.now(tz=UTC))
         self.control = ControlPlane(
-            self.plan,
+            lambda: self.plan,
             root,
             lambda: list(self.intentions),
             lambda _: self.recording,
             self.notes,
             time.time,
         )
+        for instance in self.plan.instances:
+            self.control.add(instance)
         self.workers: list[Played] = []
 
     async def start(self) -> None:
@@ -417,5 +429,93 @@ def test_a_worker_is_told_permissions_and_dry_runs_but_nothing_for_people(tmp_pa
         assert await site.control.enforced(PATIENCE_S) == []
         for worker in site.workers:
             assert worker.snapshots[-1].intentions == (made,)
+
+    play(site, scenario)
+
+
+def callers(folder: Path) -> Site:
+    """Two instances of a service, the first with two workers, and somebody who calls it."""
+    return Site(
+        folder,
+        App(name="web", command=("true",), workers=2, instances=2),
+        App(
+            name="caller",
+            command=("true",),
+            upstreams=(UpstreamReference(service="web", name="web"),),
+        ),
+    )
+
+
+def test_who_is_withdrawn_gets_no_calls_however_ready_until_it_is_restored(tmp_path: Path) -> None:
+    site = callers(tmp_path)
+
+    async def scenario() -> None:
+        caller = Played(site.control, site.plan.by_name["caller.1"].sidecar[0])
+
+        async def endpoints() -> list[str]:
+            assert await site.control.enforced(PATIENCE_S) == []
+            (upstream,) = caller.snapshots[-1].upstreams
+            return [endpoint.instance for endpoint in upstream.endpoints]
+
+        site.control.set_ready({"web.1", "web.2"})
+        assert await endpoints() == ["web.1", "web.2"]
+        site.control.withdraw(["web.1"])
+        assert await endpoints() == ["web.2"]
+        site.control.set_ready({"web.2"})
+        site.control.set_ready({"web.1", "web.2"})
+        assert await endpoints() == ["web.2"]
+        site.control.restore(["web.1"])
+        assert await endpoints() == ["web.1", "web.2"]
+        caller.end()
+
+    play(site, scenario)
+
+
+def test_a_sidecar_is_drained_when_every_worker_says_so_of_this_time(tmp_path: Path) -> None:
+    site = callers(tmp_path)
+
+    async def scenario() -> None:
+        first, second = site.workers
+        for _ in range(2):
+            site.control.withdraw(["web.1"])
+            site.control.drain(["web.1"])
+            assert not site.control.is_drained("web.1")
+            assert await site.control.enforced(PATIENCE_S) == []
+            told = [worker.snapshots[-1].inbound for worker in site.workers]
+            assert all(inbound is not None and inbound.draining for inbound in told)
+            first.drained()
+            await site.reached(lambda: site.notes.drained[-1:] == ["web.1/1"])
+            assert not site.control.is_drained("web.1")
+            second.drained()
+            await site.reached(lambda: site.control.is_drained("web.1"))
+            site.control.restore(["web.1"])
+            assert await site.control.enforced(PATIENCE_S) == []
+        # Who has ended has no calls.
+        site.control.withdraw(["web.1"])
+        site.control.drain(["web.1"])
+        assert await site.control.enforced(PATIENCE_S) == []
+        second.drained()
+        site.control.detach(first.worker)
+        await site.reached(lambda: site.control.is_drained("web.1"))
+
+    play(site, scenario)
+
+
+def test_a_sidecar_with_fewer_workers_goes_on_counting_what_the_others_had_counted(
+    tmp_path: Path,
+) -> None:
+    site = pair(tmp_path)
+
+    async def scenario() -> None:
+        first, second = site.workers
+        first.counted, second.counted = 3, 4
+        before = (await site.control.stats(PATIENCE_S))["web.1"]
+        for worker in site.workers:
+            site.control.detach(worker.worker)
+        site.control.update(replace(site.plan.instances[0], workers=1))
+        after = (await site.control.stats(PATIENCE_S))["web.1"]
+        assert before is not None
+        assert after is not None
+        assert [part.connections[0].opened for part in (before, after)] == [7, 7]
 
     play(site, scenario)

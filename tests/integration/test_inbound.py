@@ -366,7 +366,7 @@ class Ready(Identity):
 async def cut_handshakes(poller: Poller, credentials: Credentials, count: int) -> int:
     """Begin and cut `count` handshakes; return how many objects only the collector could free."""
     ledger = Ledger(lambda _: None, lambda: 0)
-    inbound = Inbound(poller, Ready(credentials), lambda _: None, ledger, Random())
+    inbound = Inbound(poller, Ready(credentials), lambda _: None, ledger, Random(), lambda: None)
     with listen() as listener:
         gc.collect()
         for _ in range(count):

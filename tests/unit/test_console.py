@@ -17,6 +17,12 @@ def test_names_are_aligned_to_the_longest() -> None:
     assert painter.paint("late.1", b"x") == b"late.1      | x\n"
 
 
+def test_a_longer_name_that_comes_later_moves_all_lines() -> None:
+    painter = Painter(["a.1"], colour=False)
+    assert painter.paint("long-name.1", b"x") == b"long-name.1 | x\n"
+    assert painter.paint("a.1", b"x") == b"a.1         | x\n"
+
+
 def test_each_name_has_a_colour_and_its_line_ends_it() -> None:
     painter = Painter(["a.1", "b.1"], colour=True)
     assert painter.paint("a.1", b"x") == b"\x1b[36ma.1     | \x1b[0mx\n"

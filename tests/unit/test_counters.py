@@ -1,5 +1,6 @@
 """Sums over workers and over their lives: what was counted once stays counted."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,3 +126,18 @@ def test_a_counter_of_a_worker_replaces_what_it_said_before() -> None:
     for lost in (1, 2, 5):
         answer(worker, Stats(number=0, lost_records=lost))
     assert worker.total().lost_records == 5
+
+
+@given(first=STATS, second=STATS)
+def test_what_a_worker_counted_that_is_no_more_another_one_goes_on_with(
+    first: Stats, second: Stats
+) -> None:
+    kept, gone = Counters(), Counters()
+    answer(kept, first)
+    answer(gone, second)
+    gone.ended()
+    before = [figures(kept.total()), figures(gone.total())]
+    kept.take_over(gone)
+    after = figures(kept.total())
+    for name, value in after.items():
+        assert value == pytest.approx(sum(each.get(name, 0) for each in before))

@@ -63,7 +63,7 @@ def test_with_abort_on_exit_the_first_end_is_the_end_of_all() -> None:
 def test_what_another_app_waits_for_may_complete() -> None:
     expected = expected_to_complete(
         [
-            {"migrate": Dependency(condition="succeeded"), "db": Dependency(condition="ready")},
+            {"migrate": Dependency(condition="succeeded"), "db": Dependency()},
             {"seed": Dependency(condition="completed")},
         ]
     )

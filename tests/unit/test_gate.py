@@ -51,7 +51,7 @@ class Watched:
         self.cuts: list[tuple[str, str]] = []
         self.sent: list[Recorded] = []
         self.ledger = Ledger(self.sent.append, lambda: 0)
-        self.gate = Gate(self.reports.append, self.ledger)
+        self.gate = Gate(self.reports.append, self.ledger, lambda: None)
         self.most = most
         self.apply(*intentions)
 

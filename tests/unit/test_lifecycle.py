@@ -25,6 +25,7 @@ from meshrun.supervisor.lifecycle_events import (
     ProbeSucceeded,
     Probing,
     Restart,
+    Revised,
     Said,
     SendSignal,
     SessionEnded,
@@ -115,6 +116,32 @@ def test_a_running_one_becomes_unready_and_ready_again_without_ending() -> None:
     )
     life.tell(ProbeSucceeded())
     assert (life.status.ready, life.status.reason, life.todo()) == (True, "", ())
+
+
+def test_another_probe_is_asked_from_now_on_and_what_was_ready_stays_so_until_it_answers() -> None:
+    life = Life(PLAIN).started()
+    life.policy = PROBED
+    life.tell(Revised())
+    assert (life.phase(), life.status.ready) == (Phase.RUNNING, True)
+    assert life.todo() == (Probing(), Probing(ready=True))
+    life.tell(ProbeFailed("refused"))
+    assert not life.status.ready
+    life.policy = PLAIN
+    life.tell(Revised())
+    assert (life.status.ready, life.status.reason) == (True, "")
+    assert life.todo() == (Probing(), Probing())
+
+
+def test_one_that_is_starting_keeps_its_deadline_for_another_probe_and_runs_without_one() -> None:
+    life = Life(PROBED).started()
+    number = life.status.number
+    life.tell(Revised())
+    assert (life.phase(), life.status.number) == (Phase.STARTING, number)
+    assert life.todo() == (Probing(), Probing(ready=True))
+    life.policy = PLAIN
+    life.tell(Revised())
+    assert (life.phase(), life.status.ready) == (Phase.RUNNING, True)
+    assert life.todo() == (Probing(),)
 
 
 def test_one_that_is_not_ready_in_time_is_killed_and_the_reason_says_why() -> None:
@@ -630,7 +657,7 @@ policies = st.builds(
     has_ready=st.booleans(),
     has_alive=st.booleans(),
 )
-COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Kill())
+COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Revised(), Kill())
 
 
 @settings(max_examples=HISTORIES)
@@ -645,8 +672,10 @@ def test_whatever_happens_there_is_never_a_second_process_and_every_wait_ends_an
         choice = data.draw(st.sampled_from(choices), label="what happens")
         if isinstance(choice, str):
             world.move(choice)
-        else:
-            world.feed(choice)
+            continue
+        if isinstance(choice, Revised):
+            world.life.policy = data.draw(policies, label="the new policy")
+        world.feed(choice)
     endings: list[Event] = [Stop(), Kill()]
     world.feed(data.draw(st.sampled_from(endings), label="the end"))
     world.settle()

@@ -30,7 +30,7 @@ class Machine:
 def loaded(folder: Path, text: str) -> tuple[Limits, Account | None]:
     file = folder / "mesh.toml"
     file.write_text(f'[apps.web]\ncommand = "web"\n{text}\n')
-    app = load(file, {}, Machine()).apps["web"]
+    app = load(file, {}, machine=Machine()).apps["web"]
     return app.limits, app.account
 
 
