@@ -110,14 +110,14 @@ async def supervise(
     _greet(log.journal, run)
     timeline.add("up", "mesh", "the mesh was started")
     run.start()
+    manager = ServiceManager(contact, log.journal)
+    tasks.start(manager.follow(run), "tell the service manager")
     # Half of what a start imports, and no app needs it: it comes in a thread, while they start.
     await asyncio.to_thread(importlib.import_module, "meshrun.supervisor.api.server")
     from meshrun.supervisor.api import server
 
     api = await server.serve(run, control, lambda: ending.decide(EXIT_OK))
     on_started()
-    manager = ServiceManager(contact, log.journal)
-    tasks.start(manager.follow(run), "tell the service manager")
     tasks.start(_until_over(run, ends, ending, log.journal), "end when every app has ended")
     code = await ending.decided
     manager.stopping(run.longest_stop_s)
