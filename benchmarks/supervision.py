@@ -20,14 +20,14 @@ __all__ = ["AIMS", "CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "v
 SUITE = "supervisors"
 APPS = 20
 UP, CRASH, STOP = f"up-{APPS}", "crash-restart", f"stop-{APPS}"
-HELD = "crash-output-held"
+HELD = "crash-held"
 WAKEUPS, MEMORY = f"idle-wakeups-{APPS}", f"memory-{APPS}"
 STATUS, RELOAD, DECISION = f"status-{APPS}", f"reload-{APPS}", f"intention-{APPS}"
-GROWTH = (1, 10, 50, 100)
+GROWTH = (1, 50, 100)
 # How often each thing is done in one round; the figure is the median.
 CRASHES, STATUSES, RELOADS, DECISIONS = 10, 10, 5, 20
 QUICK_TIMES = 3
-# The apps whose output is held, and for how long.
+# The apps whose output is held, and for how long after the crash.
 HOLDERS = 3
 HELD_S = 8.0
 
@@ -74,9 +74,9 @@ DESCRIPTIONS = {
     ),
     HELD: (
         f"From `kill -9` of an app until the manager has acted, where the app has started a helper"
-        f" that lives for {HELD_S:g} s and holds the app's output open, as children of npm or of a"
-        " shell do. meshrun and supervisord act by starting the app again, and meshrun ends the"
-        " helper first; honcho acts by ending the other apps, once it has read the end of the"
+        f" that lives {HELD_S:g} s longer and holds the app's output open, as children of npm or"
+        " of a shell do. meshrun and supervisord act by starting the app again, and meshrun ends"
+        " the helper first; honcho acts by ending the other apps, once it has read the end of the"
         " output."
     ),
     STOP: (
@@ -87,7 +87,8 @@ DESCRIPTIONS = {
         f"One app of {APPS} gets another command in the file, then `meshrun reload` or"
         " `supervisorctl update`: from the start of that command until the app says that it runs"
         " anew, and until the command returns. That the others have not been touched is checked."
-        f" The median of {RELOADS} apps. honcho must be restarted whole."
+        f" The median of {RELOADS} apps. supervisord starts what it has stopped when its loop"
+        " turns, which is at once or a second later. honcho must be restarted whole."
     ),
     STATUS: (
         f"How long `meshrun ps` and `supervisorctl status` take with {APPS} apps, from their start"
@@ -331,7 +332,7 @@ WARM_UP = GROWING[0]
 TRIALS = (
     Trial([UP, STOP, WAKEUPS, MEMORY], APPS, _whole),
     Trial([CRASH], APPS, _crash, able=lambda manager: manager.restarts),
-    Trial([HELD], HOLDERS, _held, helper_s=HELD_S),
+    Trial([HELD], HOLDERS, _held, helper_s=SETTLED_S + HELD_S),
     Trial(
         [RELOAD, STATUS, DECISION],
         APPS,
