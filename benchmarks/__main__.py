@@ -12,6 +12,7 @@ from types import FrameType
 import click
 
 from benchmarks import document, machine, report, results, suites
+from benchmarks.collection import FAILURES
 from benchmarks.programs import BenchmarkError
 from benchmarks.results import PRODUCT, Run, Settings, unique
 from benchmarks.suites import MODULES, Suite
@@ -91,14 +92,13 @@ def main(
         )
         try:
             run = _run(suite, settings, notes, output)
-        except BenchmarkError as error:
+            if any(measurement.contender == PRODUCT for measurement in run.measurements):
+                click.echo(report.summary(run.measurements, suite.aims))
+            if not (quick or only or contenders or no_docs):
+                _document(run, found)
+        except FAILURES as error:
             click.echo(f"{suite.name}: {error}", err=True)
             failed.append(suite.name)
-            continue
-        if any(measurement.contender == PRODUCT for measurement in run.measurements):
-            click.echo(report.summary(run.measurements))
-        if not (quick or only or contenders or no_docs):
-            _document(run, found)
     if failed:
         raise click.ClickException(f"cannot measure {' and '.join(failed)}: see above")
 
@@ -130,7 +130,10 @@ def _refuse_unknown(what: str, names: frozenset[str] | None, known: Iterable[str
 
 def _document(run: Run, found: Mapping[str, Suite]) -> None:
     suite = found.get(run.suite)
-    document.write(run, suite.descriptions if suite is not None else {})
+    if suite is None:
+        document.write(run, {}, {})
+    else:
+        document.write(run, suite.descriptions, suite.aims)
     click.echo(f"{run.suite}: tables and charts written to {document.DOCUMENT}")
 
 

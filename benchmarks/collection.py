@@ -1,20 +1,23 @@
 """What the measurements of a suite have given so far, and what is said of them under way."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from benchmarks.numbers import shown
 from benchmarks.programs import BenchmarkError
 from benchmarks.results import Figure, Measurement, Settings
 
-__all__ = ["FAILURES", "Collection", "installed", "rotated"]
+__all__ = ["FAILURES", "Collection", "Figures", "installed", "rotated", "turns", "versions"]
 
 # What fails one measurement. A process that dies under way is an OSError to whoever asks for its
 # memory: one failure must not lose what the others did.
 FAILURES = (BenchmarkError, OSError, subprocess.SubprocessError)
 # Of a measurement's figures, as many as fit in a line.
 SHOWN_FIGURES = 5
+
+# What a measurement gives, by workload.
+Figures = Mapping[str, Sequence[Figure]]
 
 
 class Candidate(Protocol):
@@ -41,6 +44,22 @@ class Collection:
         self._order = [(workload, contender) for workload in workloads for contender in contenders]
         # By workload and contender, then by metric.
         self._values: dict[tuple[str, str], dict[str, list[Figure]]] = {}
+
+    def take(
+        self,
+        workloads: Sequence[str],
+        contender: str,
+        number: int,
+        measure: Callable[[], Figures],
+    ) -> None:
+        """Measure a contender's round `number`, and keep of it what concerns these workloads."""
+        try:
+            figures = measure()
+        except FAILURES as error:
+            self.fail(", ".join(workloads), contender, number, error)
+            return
+        for workload in workloads:
+            self.add(workload, contender, number, figures[workload])
 
     def add(self, workload: str, contender: str, number: int, figures: Sequence[Figure]) -> None:
         """Keep what a contender's round `number` (the first is 0) gave, and say it."""
@@ -96,6 +115,21 @@ def installed(candidates: Sequence[Someone], settings: Settings) -> Sequence[Som
             continue
         present.append(candidate)
     return present
+
+
+def versions(
+    candidates: Sequence[Candidate], others: Mapping[str, str | None] | None = None
+) -> dict[str, str]:
+    """Return the version of everything that is installed: who takes part, and what it needs."""
+    found = {each.name: each.version() for each in candidates} | dict(others or {})
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def turns(items: Sequence[Item], rounds: int) -> Iterator[tuple[int, Item]]:
+    """Yield whose turn it is, with the number of the round (the first is 0)."""
+    for number in range(rounds):
+        for item in rotated(items, number):
+            yield number, item
 
 
 def rotated(items: Sequence[Item], number: int) -> Sequence[Item]:

@@ -3,14 +3,14 @@
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 
-from benchmarks import backend, contenders, rounds
+from benchmarks import backend, collection, contenders, rounds
 from benchmarks.collection import Collection, installed
 from benchmarks.http_workloads import Calls, Judged, JudgedRequests, Streams
 from benchmarks.programs import BenchmarkError
-from benchmarks.results import REFERENCE, Measurement, Settings
+from benchmarks.results import REFERENCE, Aims, Measurement, Settings
 from benchmarks.rule import Rule
 
-__all__ = ["CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
+__all__ = ["AIMS", "CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
 
 SUITE = "http"
 BODY_BYTES = 10 << 10
@@ -27,6 +27,9 @@ LOADS: tuple[Judged, ...] = (
 CANDIDATES = contenders.judging(Rule("http", "GET"))
 CONTENDERS = tuple(candidate.name for candidate in CANDIDATES)
 WORKLOADS = tuple(workload.name for workload in LOADS)
+
+# As in `proxies`: the peers beside it.
+AIMS: Aims = {}
 
 DESCRIPTIONS = {
     "get-32": "HTTP/1.1: wrk, 32 connections that stay open, each waiting for its answer.",
@@ -50,10 +53,11 @@ DESCRIPTIONS = {
 
 def versions() -> dict[str, str]:
     """Return the version of everything that is installed and takes part."""
-    found = {c.name: c.version() for c in CANDIDATES if c.name != REFERENCE}
-    found["backend (nginx)"] = backend.version()
-    found["gRPC (grpcio)"] = installed_version("grpcio") if find_spec("grpc") else None
-    return {name: version for name, version in found.items() if version is not None}
+    others = {
+        "backend (nginx)": backend.version(),
+        "gRPC (grpcio)": installed_version("grpcio") if find_spec("grpc") else None,
+    }
+    return collection.versions([c for c in CANDIDATES if c.name != REFERENCE], others)
 
 
 def run(settings: Settings) -> list[Measurement]:
@@ -61,9 +65,9 @@ def run(settings: Settings) -> list[Measurement]:
     if backend.version() is None:
         raise BenchmarkError("cannot measure http without nginx, the backend: apt install nginx")
     present = {candidate.name for candidate in installed(CANDIDATES, settings)}
-    collection = Collection(SUITE, settings, WORKLOADS, CONTENDERS)
+    found = Collection(SUITE, settings, WORKLOADS, CONTENDERS)
     for workload in LOADS:
         if settings.only is None or workload.name in settings.only:
             judges = [c for c in contenders.judging(workload.rule) if c.name in present]
-            rounds.measure(workload, judges, settings, collection)
-    return collection.measurements()
+            rounds.measure(workload, judges, settings, found)
+    return found.measurements()

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from benchmarks import backend, contenders, rounds, workloads
+from benchmarks import backend, collection, contenders, rounds, workloads
 from benchmarks.collection import Collection, installed
 from benchmarks.programs import BenchmarkError
-from benchmarks.results import REFERENCE, Measurement, Settings
+from benchmarks.results import REFERENCE, Aims, Measurement, Settings
 from benchmarks.workloads import Bulk, Connections, Idle, OpenLoop, Requests, Workload
 
-__all__ = ["CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
+__all__ = ["AIMS", "CONTENDERS", "DESCRIPTIONS", "SUITE", "WORKLOADS", "run", "versions"]
 
 SUITE = "proxies"
 LATENCY = "latency"
@@ -27,6 +27,9 @@ CLOSED: tuple[Workload, ...] = (
 )
 CONTENDERS = tuple(each.name for each in (*contenders.CONTENDERS, *contenders.SCALED))
 WORKLOADS = (*(workload.name for workload in CLOSED), LATENCY)
+
+# Those of the data plane are relative: the peers beside it are what it is to reach.
+AIMS: Aims = {}
 
 DESCRIPTIONS = {
     "requests-1": "wrk, one connection that stays open: what one hop there and back adds.",
@@ -56,9 +59,8 @@ DESCRIPTIONS = {
 
 def versions() -> dict[str, str]:
     """Return the version of everything that is installed and takes part."""
-    found = {c.name: c.version() for c in contenders.CONTENDERS if c.name != REFERENCE}
-    found["backend (nginx)"] = backend.version()
-    return {name: version for name, version in found.items() if version is not None}
+    taking_part = [c for c in contenders.CONTENDERS if c.name != REFERENCE]
+    return collection.versions(taking_part, {"backend (nginx)": backend.version()})
 
 
 def run(settings: Settings) -> list[Measurement]:
@@ -69,16 +71,16 @@ def run(settings: Settings) -> list[Measurement]:
         )
     scaled = contenders.SCALED if settings.contenders is not None else ()
     present = installed((*contenders.CONTENDERS, *scaled), settings)
-    collection = Collection(SUITE, settings, WORKLOADS, CONTENDERS)
+    found = Collection(SUITE, settings, WORKLOADS, CONTENDERS)
     wanted = [w for w in WORKLOADS if settings.only is None or w in settings.only]
     needed = {*wanted, workloads.CALIBRATION.name} if LATENCY in wanted else {*wanted}
     for workload in CLOSED:
         if workload.name in needed:
-            rounds.measure(workload, present, settings, collection)
+            rounds.measure(workload, present, settings, found)
     if LATENCY in wanted:
-        rate = _latency_rate(collection.measurements())
+        rate = _latency_rate(found.measurements())
         if rate is None:
-            collection.leave_out(
+            found.leave_out(
                 LATENCY, f"{workloads.CALIBRATION.name}, which sets its rate, gave no result"
             )
         else:
@@ -86,8 +88,8 @@ def run(settings: Settings) -> list[Measurement]:
                 f"latency is measured at {rate:.0f} requests/s, {LATENCY_SHARE:.0%} of what the"
                 f" slowest contender did in {workloads.CALIBRATION.name}"
             )
-            rounds.measure(OpenLoop(LATENCY_CONNECTIONS, rate), present, settings, collection)
-    return collection.measurements()
+            rounds.measure(OpenLoop(LATENCY_CONNECTIONS, rate), present, settings, found)
+    return found.measurements()
 
 
 def _latency_rate(measurements: Sequence[Measurement]) -> float | None:

@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.numbers import shown
-from benchmarks.results import PRODUCT, REFERENCE, Measurement, Run, compare, unique
+from benchmarks.results import PRODUCT, REFERENCE, Aims, Measurement, Run, compare, unique
 
 __all__ = ["MissingMarksError", "chart_name", "headline", "insert", "render", "summary"]
 
 MIB = 1 << 20
 EMPTY = "-"
 # What stands in summary and charts beside the first metric of a workload.
-HEADLINES = frozenset({"p99", "CPU", "pair before", "ready", "without sidecars"})
+HEADLINES = frozenset({"p99", "CPU", "pair before", "ready", "without sidecars", "a sidecar"})
+
+
+NO_AIMS: Aims = {}
 
 
 class MissingMarksError(ValueError):
@@ -34,13 +37,14 @@ def insert(document: str, suite: str, part: str) -> str:
     return f"{before}{begin}\n{part.strip()}\n\n{end}{after}"
 
 
-def render(run: Run, descriptions: Mapping[str, str], charts: str) -> str:
+def render(run: Run, descriptions: Mapping[str, str], charts: str, aims: Aims = NO_AIMS) -> str:
     """Return the part of a run: where it ran, how the product stands, and every workload.
 
     `descriptions` has a paragraph a workload; `charts` is the folder of the charts, from the
     document.
     """
-    blocks = [_setting(run), _notes(run), "### Summary", SUMMARY, summary(run.measurements)]
+    table = summary(run.measurements, aims)
+    blocks = [_setting(run), _notes(run), "### Summary", SUMMARY, table]
     for workload in unique(m.workload for m in run.measurements):
         measurements = [m for m in run.measurements if m.workload == workload]
         blocks += [
@@ -84,8 +88,11 @@ SUMMARY = (
 )
 
 
-def summary(measurements: Sequence[Measurement]) -> str:
-    """Return a table of what counts most: the product's medians, and how it stands to each peer."""
+def summary(measurements: Sequence[Measurement], aims: Aims = NO_AIMS) -> str:
+    """Return a table of what counts most: the product's medians, and how it stands to each peer.
+
+    Where there are aims, it says beside each whether it is reached.
+    """
     peers = _peers(measurements)
     rows = []
     for workload in unique(m.workload for m in measurements):
@@ -95,8 +102,17 @@ def summary(measurements: Sequence[Measurement]) -> str:
             ours = by_contender.get(PRODUCT)
             if ours is not None:
                 against = [_verdict(ours, by_contender.get(peer)) for peer in peers]
-                rows.append([workload, metric, f"{shown(ours.median)} {ours.unit}", *against])
-    return _markdown(["workload", "", PRODUCT, *(f"to {peer}" for peer in peers)], rows)
+                aim = [_aim(ours, aims.get((workload, metric)))] if aims else []
+                rows.append([workload, metric, f"{shown(ours.median)} {ours.unit}", *aim, *against])
+    titles = ["aim"] if aims else []
+    return _markdown(["workload", "", PRODUCT, *titles, *(f"to {peer}" for peer in peers)], rows)
+
+
+def _aim(ours: Measurement, aim: float | None) -> str:
+    if aim is None:
+        return EMPTY
+    reached = ours.median <= aim if ours.better == "lower" else ours.median >= aim
+    return f"{shown(aim)} reached" if reached else f"**{shown(aim)} missed**"
 
 
 def _peers(measurements: Iterable[Measurement]) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """What a run of the benchmarks measured, and what follows from it: pure, and kept as JSON."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
@@ -11,6 +11,7 @@ import msgspec
 __all__ = [
     "PRODUCT",
     "REFERENCE",
+    "Aims",
     "Comparison",
     "Figure",
     "Machine",
@@ -29,6 +30,8 @@ PRODUCT = "meshrun"
 REFERENCE = "direct"
 
 Better = Literal["higher", "lower"]
+# What the product is to reach, by workload and metric, in the unit of the metric.
+Aims = Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

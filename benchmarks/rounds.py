@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import backend
-from benchmarks.collection import FAILURES, Collection, rotated
+from benchmarks.collection import Collection, Figures, turns
 from benchmarks.contenders import Contender
 from benchmarks.programs import free_ports
-from benchmarks.results import Figure, Settings
+from benchmarks.results import Settings
 from benchmarks.workloads import Workload
 
 __all__ = ["measure"]
@@ -22,17 +23,12 @@ def measure(
     if lacking is not None:
         into.leave_out(workload.name, f"{lacking} is not installed; `make peers` installs it")
         return
-    for number in range(settings.rounds):
-        for contender in rotated(contenders, number):
-            try:
-                figures = _fresh(workload, contender, settings.seconds)
-            except FAILURES as error:
-                into.fail(workload.name, contender.name, number, error)
-            else:
-                into.add(workload.name, contender.name, number, figures)
+    for number, contender in turns(contenders, settings.rounds):
+        measure_once = partial(_fresh, workload, contender, settings.seconds)
+        into.take([workload.name], contender.name, number, measure_once)
 
 
-def _fresh(workload: Workload, contender: Contender, seconds: float) -> list[Figure]:
+def _fresh(workload: Workload, contender: Contender, seconds: float) -> Figures:
     """Measure once: nothing is left of what was measured before."""
     with tempfile.TemporaryDirectory(prefix="meshrun-bench-") as name:
         folders = {part: Path(name) / part for part in ("backend", "sidecars", "load")}
@@ -45,4 +41,4 @@ def _fresh(workload: Workload, contender: Contender, seconds: float) -> list[Fig
         ):
             if pair.pids:
                 workload.inspect(pair)
-            return workload.measure(pair, seconds, folders["load"])
+            return {workload.name: workload.measure(pair, seconds, folders["load"])}

@@ -1,11 +1,11 @@
 """The suites by name, each a module with `run`; one whose module is not there is left out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 
-from benchmarks.results import Measurement, Settings
+from benchmarks.results import Aims, Measurement, Settings
 
 __all__ = ["MODULES", "Suite", "available"]
 
@@ -20,7 +20,8 @@ MODULES: Mapping[str, str] = {
 class Suite:
     """A suite: what measures, which versions it measured, and a paragraph on each workload.
 
-    `workloads` and `contenders` are the names by which each can be asked for alone.
+    `workloads` and `contenders` are the names by which each can be asked for alone. `aims` are what
+    the product is to reach, by workload and metric.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Suite:
     descriptions: Mapping[str, str]
     workloads: Sequence[str]
     contenders: Sequence[str]
+    aims: Aims = field(default_factory=dict)
 
 
 def available() -> dict[str, Suite]:
@@ -45,4 +47,5 @@ def _load(name: str, module_name: str) -> Suite:
         module.DESCRIPTIONS,
         module.WORKLOADS,
         module.CONTENDERS,
+        module.AIMS,
     )

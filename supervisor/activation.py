@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 
 from meshrun.supervisor.errors import MeshrunError
-from meshrun.supervisor.plan import HOST
+from meshrun.supervisor.listeners import HOST
 
 __all__ = ["take"]
 

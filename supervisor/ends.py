@@ -5,8 +5,10 @@ Pure: decided from the statuses of the apps alone.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from meshrun.supervisor.lifecycle import Phase, Status
+if TYPE_CHECKING:
+    from meshrun.supervisor.lifecycle import Status
 
 __all__ = ["EndRule", "Ended", "ended"]
 
@@ -47,13 +49,16 @@ class Ended:
 
 
 def ended(
-    rule: EndRule, apps: Mapping[str, tuple[str, Status]], expected: Collection[str]
+    rule: EndRule, apps: Mapping[str, tuple[str, "Status"]], expected: Collection[str]
 ) -> Ended | None:
     """Return how the run ends now, None where it goes on.
 
     `apps` has service and status by instance. An app that is `expected` to complete, because
     another one waits for that, ends nothing by doing so.
     """
+    # Not at the top: the rule is part of a plan, and who makes one need not run it.
+    from meshrun.supervisor.lifecycle import Phase
+
     over = {
         name: (service, status)
         for name, (service, status) in apps.items()
@@ -62,7 +67,7 @@ def ended(
     failed = [name for name, (_, status) in over.items() if status.phase is Phase.FAILED]
     for name, (service, status) in over.items():
         if rule.is_awaited(service, name):
-            return Ended(_code(status), name)
+            return Ended(_code(status, failed=name in failed), name)
     if rule.abort_on_exit:
         completed = [name for name, (service, _) in over.items() if service not in expected]
         for name in (*failed, *completed):
@@ -74,7 +79,7 @@ def ended(
     return None
 
 
-def _code(status: Status) -> int:
+def _code(status: "Status", *, failed: bool) -> int:
     """Return its exit code, 128 + the signal as a shell does; what never ran has failed with 1."""
     code = EXIT_OK if status.exit is None else status.exit.status
-    return code or (EXIT_FAILED if status.phase is Phase.FAILED else EXIT_OK)
+    return code or (EXIT_FAILED if failed else EXIT_OK)

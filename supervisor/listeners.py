@@ -9,8 +9,6 @@ import errno
 import socket
 from dataclasses import dataclass, field
 
-import psutil
-
 from meshrun.supervisor import processes
 
 __all__ = ["HOST", "Leases", "Listeners", "is_free", "owner_of"]
@@ -34,6 +32,8 @@ def is_free(port: int) -> bool:
 
 def owner_of(port: int) -> str:
     """Say for people who listens on a port, as far as it can be seen."""
+    import psutil
+
     try:
         connections = psutil.net_connections("tcp")
     except psutil.Error:

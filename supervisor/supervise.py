@@ -4,6 +4,7 @@ Signals, the two ways in which a run ends by itself, and the loss of the launche
 """
 
 import asyncio
+import importlib
 import itertools
 import os
 import signal
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 from meshrun.proxy import tasks
 from meshrun.supervisor import cgroup, oom, prctl, processes, runfile
-from meshrun.supervisor.api import server
 from meshrun.supervisor.console import Console
 from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.journal import Journal, open_journal
@@ -104,13 +104,20 @@ async def supervise(
         if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
             continue  # nohup(1)
         loop.add_signal_handler(number, ending.by_signal, number)
-    api = await server.serve(run, lambda: ending.decide(EXIT_OK))
+    # From now on nobody finds the socket closed: a caller waits until the API is there, an app that
+    # calls it at once among them.
+    control = prepared.state.listen()
     _greet(log.journal, run)
     timeline.add("up", "mesh", "the mesh was started")
     run.start()
-    on_started()
     manager = ServiceManager(contact, log.journal)
     tasks.start(manager.follow(run), "tell the service manager")
+    # Half of what a start imports, and no app needs it: it comes in a thread, while they start.
+    await asyncio.to_thread(importlib.import_module, "meshrun.supervisor.api.server")
+    from meshrun.supervisor.api import server
+
+    api = await server.serve(run, control, lambda: ending.decide(EXIT_OK))
+    on_started()
     tasks.start(_until_over(run, ends, ending, log.journal), "end when every app has ended")
     code = await ending.decided
     manager.stopping(run.longest_stop_s)

@@ -1,7 +1,9 @@
 """The apps that every manager runs: each says that it runs, and then waits to be ended.
 
 An app is `/bin/sh` with three lines and no other program, under 2 ms and little memory: Python
-would take ten times as long and so hide what the manager costs. A FIFO carries what apps say: a
+would take ten times as long and so hide what the manager costs. With a helper it starts `sleep`
+first, which goes on after a crash of the app and keeps the app's output open: what npm, a shell in
+between or a worker of a web server does. A FIFO carries what apps say: a
 shell can write to one without a helper, and the benchmark can wait for it without asking again and
 again. The moment is taken when the benchmark reads, since a shell has no clock; that adds the time
 of one wake-up, for every manager alike.
@@ -28,6 +30,7 @@ __all__ = ["App", "Crew", "parse"]
 # pipe before it says anything: with the benchmark gone, opening would wait for ever.
 SCRIPT = """\
 exec 3<"${0%/*}/hold"
+@helper@
 echo "$1 $$" >"${0%/*}/running"
 read -r _ <&3
 """
@@ -56,15 +59,20 @@ def parse(data: bytes) -> tuple[list[tuple[str, int]], bytes]:
 
 
 class Crew:
-    """So many apps, made in `folder`; `running` has those that run, by name, the latest of each."""
+    """So many apps, made in `folder`; `running` has those that run, by name, the latest of each.
 
-    def __init__(self, folder: Path, number: int) -> None:
+    With `helper_s` each has a helper that lives so long.
+    """
+
+    def __init__(self, folder: Path, number: int, helper_s: float | None = None) -> None:
         self.names: Sequence[str] = [f"app-{k:03}" for k in range(1, number + 1)]
         self.running: dict[str, App] = {}
         self._script = folder / "app.sh"
-        self._script.write_text(SCRIPT)
+        helper = "" if helper_s is None else f"sleep {helper_s:g} &"
+        self._script.write_text(SCRIPT.replace("@helper@", helper))
         self._pipes = [_pipe(folder / "running"), _pipe(folder / "hold")]
         self._rest = b""
+        self._changed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +91,19 @@ class Crew:
     @property
     def commands(self) -> Commands:
         """What each app is to run."""
-        return {name: ["/bin/sh", str(self._script), name] for name in self.names}
+        return {
+            name: [
+                "/bin/sh",
+                str(self._script),
+                name,
+                *(["changed"] if name in self._changed else ()),
+            ]
+            for name in self.names
+        }
+
+    def change(self, name: str) -> None:
+        """Let an app have another command from now on, that does the same."""
+        self._changed.add(name)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when an app has said something."""

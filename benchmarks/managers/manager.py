@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmarks.programs import BenchmarkError
+
 __all__ = ["Commands", "Manager"]
 
 # What each app is to run, by the app's name: words that no shell needs to see.
@@ -15,13 +17,15 @@ class Manager(ABC):
     """A process manager that runs apps in the foreground and ends them on SIGTERM.
 
     `restarts` tells whether it starts an app again that was killed. Of its processes, those whose
-    name begins with `sidecar_name` are sidecars of apps; None where it has no such thing.
+    name begins with `sidecar_name` are sidecars of apps; None where it has no such thing. `decides`
+    tells whether it decides who may call whom.
     """
 
     name: str
     distribution: str
     restarts: bool = True
     sidecar_name: str | None = None
+    decides: bool = False
 
     def version(self) -> str | None:
         """Return its version, None where it is not installed."""
@@ -37,6 +41,18 @@ class Manager(ABC):
     @abstractmethod
     def command(self) -> Sequence[str]:
         """Return the program and its arguments, to be run in the folder of its file."""
+
+    def status_command(self) -> Sequence[str] | None:
+        """Return the command that shows every app, None where there is none."""
+        return None
+
+    def reload_command(self) -> Sequence[str] | None:
+        """Return the command that has a changed file applied, None where there is none."""
+        return None
+
+    def decide(self, folder: Path, *, allowed: bool) -> None:
+        """Allow or deny all calls; returns when that holds. Raises BenchmarkError."""
+        raise BenchmarkError(f"cannot decide about calls under {self.name}: it knows of none")
 
     def await_sidecars(  # noqa: B027 - most have none
         self, folder: Path, timeout_s: float

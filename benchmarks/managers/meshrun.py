@@ -1,6 +1,7 @@
 """The product: `meshrun up`, with a sidecar and an identity for every app."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import msgspec
 from benchmarks.managers.manager import Commands, Manager
 from benchmarks.programs import BenchmarkError
 from benchmarks.results import PRODUCT
+from meshrun.proxy.intentions import WILDCARD
 from meshrun.supervisor.cli.client import Client
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.statedir import StateDir
@@ -26,6 +28,7 @@ class Meshrun(Manager):
     name = PRODUCT
     distribution = "meshrun"
     sidecar_name = "sidecar "
+    decides = True
 
     def configuration(self, apps: Commands) -> tuple[str, str]:
         """Return a mesh.toml with a table for each app."""
@@ -41,14 +44,36 @@ class Meshrun(Manager):
         """Return the command that runs the mesh in the foreground."""
         return ["meshrun", "up"]
 
+    def status_command(self) -> Sequence[str]:
+        """Return the command that shows every instance."""
+        return ["meshrun", "ps"]
+
+    def reload_command(self) -> Sequence[str]:
+        """Return the command that has a changed mesh.toml applied."""
+        return ["meshrun", "reload"]
+
+    def decide(self, folder: Path, *, allowed: bool) -> None:
+        """Put the intention of everybody towards everybody: it concerns every sidecar."""
+        with _client(folder) as client:
+            client.put_intention(
+                *(WILDCARD, WILDCARD, "allow" if allowed else "deny"),
+                description="",
+                meta={},
+                replace=True,
+            )
+
     def await_sidecars(self, folder: Path, timeout_s: float) -> None:
         """Return once every sidecar has its certificate and serves."""
-        state = StateDir.open(folder / STATE_DIR, create=False)
-        try:
-            verdict = Client(state).wait(timeout_s)
-        except MeshrunError as error:
-            raise BenchmarkError(f"cannot wait for meshrun's sidecars: {error}") from error
-        finally:
-            state.close()
+        with _client(folder) as client:
+            verdict = client.wait(timeout_s)
         if not verdict.ready:
             raise BenchmarkError(f"cannot wait for meshrun's sidecars: {verdict.reason}")
+
+
+@contextmanager
+def _client(folder: Path) -> Iterator[Client]:
+    try:
+        with closing(StateDir.open(folder / STATE_DIR, create=False)) as state:
+            yield Client(state)
+    except MeshrunError as error:
+        raise BenchmarkError(f"cannot ask meshrun's API: {error}") from error

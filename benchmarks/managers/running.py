@@ -3,6 +3,7 @@
 import os
 import secrets
 import select
+import shlex
 import signal
 import subprocess
 import sysconfig
@@ -27,6 +28,7 @@ SHOWN_CHARACTERS = 2000
 SETTINGS = ("MESHRUN_", "PYTHON")
 KILL_AFTER_S = 5.0
 GIVE_UP_AFTER_S = 10.0
+COMMAND_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,26 +52,33 @@ class Running:
         self.crew = crew
         self._folder = folder
         self._log = folder / "output.log"
-        program, *arguments = manager.command()
+        self._run = run
+        self._configure()
+        self.begun_s = time.monotonic()
+        self._process = self._launch(manager.command(), self._log)
+        self._pidfd = os.pidfd_open(self._process.pid)
+
+    def _configure(self) -> None:
+        file, text = self.manager.configuration(self.crew.commands)
+        (self._folder / file).write_text(text)
+
+    def _launch(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+        program, *arguments = command
         path = Path(sysconfig.get_path("scripts")) / program
-        file, text = manager.configuration(crew.commands)
-        (folder / file).write_text(text)
-        with self._log.open("wb") as output:
-            self.begun_s = time.monotonic()
+        with log.open("wb") as output:
             try:
-                self._process = subprocess.Popen(
+                return subprocess.Popen(
                     [path, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    cwd=folder,
-                    env=_environment(run),
+                    cwd=self._folder,
+                    env=_environment(self._run),
                     # Ctrl-C is for the benchmark, which ends its managers in order.
                     start_new_session=True,
                 )
             except OSError as error:
-                raise BenchmarkError(f"cannot start {manager.name}: {error}") from error
-        self._pidfd = os.pidfd_open(self._process.pid)
+                raise BenchmarkError(f"cannot start {self.manager.name}: {error}") from error
 
     def close(self) -> None:
         """Give the descriptor back and reap the manager, which must have ended."""
@@ -93,6 +102,47 @@ class Running:
                     missing.remove(app.name)
                     latest_s = app.since_s
         return latest_s
+
+    def await_end(self, names: Collection[str], timeout_s: float) -> float:
+        """Return when the first of these apps had ended. Raises BenchmarkError if none does."""
+        pidfds = [self.crew.running[name].pidfd for name in names]
+        # The manager may be gone by then, too: whether it is does not matter here.
+        if not _readable(pidfds, time.monotonic() + timeout_s):
+            raise self._failed(f"none of {len(names)} apps has ended after {timeout_s:g} s")
+        return time.monotonic()
+
+    @contextmanager
+    def command(self, words: Sequence[str]) -> Iterator[None]:
+        """Run a command of the manager meanwhile, and wait for its end with the block.
+
+        Raises BenchmarkError if it fails or does not end in time.
+        """
+        log = self._folder / "command.log"
+        process = self._launch(words, log)
+        try:
+            yield
+            code = process.wait(COMMAND_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            process.kill()
+            process.wait()
+        if code != 0:
+            how = (
+                f"did not end in {COMMAND_TIMEOUT_S:g} s" if code is None else f"ended with {code}"
+            )
+            raise BenchmarkError(
+                f"cannot use {shlex.join(words)}: it {how}; it said: {_end_of(log)}"
+            )
+
+    def change(self, name: str) -> None:
+        """Write the manager's file anew, with another command for one app."""
+        self.crew.change(name)
+        self._configure()
+
+    def decide(self, *, allowed: bool) -> None:
+        """Have the manager allow or deny all calls; returns when that holds."""
+        self.manager.decide(self._folder, allowed=allowed)
 
     def await_sidecars(self, timeout_s: float) -> float:
         """Return when everything beside the apps was ready too."""
@@ -135,15 +185,24 @@ class Running:
         return readable
 
     def _failed(self, reason: str) -> BenchmarkError:
-        said = self._log.read_text(errors="replace")[-SHOWN_CHARACTERS:].strip()
+        said = _end_of(self._log)
         return BenchmarkError(f"cannot run {self.manager.name}: {reason}; it said: {said}")
 
 
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-SHOWN_CHARACTERS:].strip()
+
+
 @contextmanager
-def start(manager: Manager, number: int, folder: Path) -> Iterator[Running]:
-    """Start a manager with so many apps, its files in `folder`; end all of them with the block."""
+def start(
+    manager: Manager, number: int, folder: Path, helper_s: float | None = None
+) -> Iterator[Running]:
+    """Start a manager with so many apps, its files in `folder`; end all of them with the block.
+
+    With `helper_s` each app has a helper that lives so long.
+    """
     run = secrets.token_hex(8)
-    with Crew(folder, number) as crew:
+    with Crew(folder, number, helper_s) as crew:
         running = Running(manager, crew, folder, run)
         try:
             yield running

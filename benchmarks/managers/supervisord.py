@@ -20,7 +20,12 @@ file=%(here)s/supervisor.sock
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisorctl]
+serverurl=unix://%(here)s/supervisor.sock
 """
+CONFIGURATION = "supervisord.conf"
+CONTROL = ("supervisorctl", "-c", CONFIGURATION)
 
 
 class Supervisord(Manager):
@@ -35,8 +40,16 @@ class Supervisord(Manager):
             f"[program:{name}]\ncommand={shlex.join(words)}\nautorestart=true\n"
             for name, words in apps.items()
         ]
-        return "supervisord.conf", "\n".join([HEAD, *programs])
+        return CONFIGURATION, "\n".join([HEAD, *programs])
 
     def command(self) -> Sequence[str]:
         """Return the command that runs it in the foreground."""
-        return ["supervisord", "-n", "-c", "supervisord.conf"]
+        return ["supervisord", "-n", "-c", CONFIGURATION]
+
+    def status_command(self) -> Sequence[str]:
+        """Return the command that shows every program."""
+        return [*CONTROL, "status"]
+
+    def reload_command(self) -> Sequence[str]:
+        """Return the command that reads the file again, and restarts what has changed."""
+        return [*CONTROL, "update"]

@@ -15,7 +15,6 @@ from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
 from meshrun.proxy.http.head1 import (
-    CONNECTION_FIELDS,
     HEAD_LIMIT_BYTES,
     RAW_LIMIT_BYTES,
     UNMEASURED_BYTES,
@@ -23,7 +22,15 @@ from meshrun.proxy.http.head1 import (
     check_method,
     check_size,
 )
-from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.heads import (
+    CONNECTION_FIELDS,
+    COUNTED,
+    NO_BODY,
+    STREAMED,
+    Fields,
+    Request,
+    Response,
+)
 from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
 from meshrun.proxy.http.target import normalise_authority, split_target
 

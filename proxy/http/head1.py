@@ -14,7 +14,16 @@ from collections.abc import Sequence, Set
 from http import HTTPStatus
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import (
+    CONNECTION_FIELDS,
+    COUNTED,
+    NO_BODY,
+    STREAMED,
+    Fields,
+    Framing,
+    Request,
+    Response,
+)
 from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
 from meshrun.proxy.http.own_fields import (
     REQUEST_ID_BYTES,
@@ -25,7 +34,6 @@ from meshrun.proxy.http.own_fields import (
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
-    "CONNECTION_FIELDS",
     "FIELD_LIMIT",
     "HEAD_LIMIT_BYTES",
     "METHOD_LIMIT_BYTES",
@@ -72,19 +80,6 @@ MOST_MEMBERS = 32
 MOST_LOOKED_UP = 32
 MOST_READ_SINGLY = 4
 
-# What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
-CONNECTION_FIELDS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "http2-settings",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 # What is an attribute of a request, or may have to go.
 _REQUEST_FIELDS = CONNECTION_FIELDS | {"expect", "host"}
 

@@ -10,9 +10,33 @@ from functools import lru_cache
 
 import msgspec
 
-__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response", "folded"]
+__all__ = [
+    "CONNECTION_FIELDS",
+    "COUNTED",
+    "NO_BODY",
+    "STREAMED",
+    "Fields",
+    "Framing",
+    "Request",
+    "Response",
+    "folded",
+]
 
 Fields = list[tuple[str, str]]
+
+# What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
+CONNECTION_FIELDS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 
 
 class Framing(Enum):

@@ -1,6 +1,7 @@
 """Serves the API on the control socket, and lets in only the owner of the run and root."""
 
 import os
+import socket
 import sqlite3
 from collections.abc import Callable
 
@@ -55,8 +56,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(500, f"cannot do that: {error}")
 
 
-async def serve(run: Run, end: Callable[[], None]) -> Server:
-    """Begin to answer; `end` is called when somebody wants the run to end."""
+async def serve(run: Run, control: socket.socket, end: Callable[[], None]) -> Server:
+    """Begin to answer on the control socket; `end` is called when somebody wants the run to end."""
     application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
     application[RUN] = run
     application[END] = end
@@ -69,5 +70,5 @@ async def serve(run: Run, end: Callable[[], None]) -> Server:
         application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
     )
     await runner.setup()
-    await web.SockSite(runner, run.prepared.state.listen()).start()
+    await web.SockSite(runner, control).start()
     return Server(runner)

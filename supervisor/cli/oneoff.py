@@ -9,7 +9,6 @@ from click.shell_completion import CompletionItem
 from meshrun.supervisor.cli import foreground
 from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
-from meshrun.supervisor.environment import effective
 
 __all__ = ["run"]
 
@@ -50,6 +49,8 @@ def run(place: Place, app: str, command: tuple[str, ...]) -> int:
     Exits with the command's code, 128 + N where signal N ended it; 127 where there is no such
     command; 1 where no mesh runs here.
     """
+    from meshrun.supervisor.environment import effective
+
     words = _words(command)
     held, lines = place.client().begin_one_off(app, os.path.basename(words[0]) or words[0])
     environment = effective(os.environ, held.env_file, held.env, held.injected)

@@ -70,7 +70,7 @@ def logs(
     """
     running = place.running()
     if access:
-        from meshrun.supervisor.cli.tap import print_access
+        from meshrun.supervisor.cli.access_lines import print_access
 
         if running is not None:
             entries: Iterable[bytes] = running.access(apps, last, follow=follow)

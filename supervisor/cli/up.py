@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meshrun.supervisor import activation, cgroup, sdnotify
-from meshrun.supervisor.cli import detaching
 from meshrun.supervisor.cli.names import complete_app, complete_scale
 from meshrun.supervisor.cli.place import Place
 from meshrun.supervisor.cli.scale_argument import Scale
-from meshrun.supervisor.ends import EndRule
-from meshrun.supervisor.launching import Launcher
-from meshrun.supervisor.plan import Selection, instance_name, scaled, select
-from meshrun.supervisor.suggest import hint
-from meshrun.supervisor.units import UnitError, seconds
-
-__all__ = ["up"]
-
 
 if TYPE_CHECKING:
     from meshrun.supervisor.configuration.model import Configuration
+    from meshrun.supervisor.launching import Launcher
+    from meshrun.supervisor.plan import Selection
+    from meshrun.supervisor.sdnotify import Contact
+
+__all__ = ["up"]
 
 
 @click.command()
@@ -103,8 +98,7 @@ def up(
     itself, an app had failed; 2 if the configuration is wrong, and then nothing was started.
     """
     place = ctx.ensure_object(Place)
-    ends = EndRule(exit_code_from=exit_code_from, abort_on_exit=abort_on_exit)
-    if (detach or wait) and ends != EndRule():
+    if (detach or wait) and (exit_code_from is not None or abort_on_exit):
         option = "--exit-code-from" if exit_code_from is not None else "--abort-on-exit"
         how = "-d" if detach else "--wait"
         raise click.UsageError(
@@ -112,6 +106,8 @@ def up(
             "of them out"
         )
     if detach or wait:
+        from meshrun.supervisor.cli import detaching
+
         timeout_s = _seconds(timeout)
         options = [
             *apps,
@@ -121,6 +117,9 @@ def up(
         options += [f"--scale={name}={number}" for name, number in scale]
         options += [f"--procfile={procfile}"] if procfile is not None else []
         ctx.exit(detaching.detach(place, options, timeout_s if wait else None))
+    from meshrun.supervisor import activation, cgroup, sdnotify
+    from meshrun.supervisor.launching import Launcher
+
     # What a service manager says is for this process, and for none that it starts.
     contact = sdnotify.contact(os.environ, os.getpid())
     handed = activation.take(os.environ, os.getpid())
@@ -130,6 +129,10 @@ def up(
         cgroup.leave()
     # Before anything else, the loop, threads and secrets above all: what is here is in every child.
     launcher = Launcher.start(silent=detached)
+    # What only this process needs comes while the launcher imports what the sidecars need.
+    from meshrun.supervisor.ends import EndRule
+    from meshrun.supervisor.plan import Selection
+
     try:
         code = _run(
             launcher,
@@ -139,7 +142,7 @@ def up(
                 dependencies=not no_deps,
                 scale=dict(scale),
                 isolated=isolated,
-                ends=ends,
+                ends=EndRule(exit_code_from=exit_code_from, abort_on_exit=abort_on_exit),
             ),
             procfile,
             detached=detached,
@@ -152,17 +155,22 @@ def up(
 
 
 def _seconds(timeout: str) -> float:
+    from meshrun.supervisor.units import UnitError, seconds
+
     try:
         return seconds(timeout)
     except UnitError as error:
         raise click.BadParameter(str(error), param_hint="--timeout") from error
 
 
-def _check_ends(configuration: "Configuration", selection: Selection) -> None:
+def _check_ends(configuration: "Configuration", selection: "Selection") -> None:
     """Refuse to wait for the end of what will not run."""
     wanted = selection.ends.exit_code_from
     if wanted is None:
         return
+    from meshrun.supervisor.plan import instance_name, scaled, select
+    from meshrun.supervisor.suggest import hint
+
     there = [name for name in select(configuration, selection) if name in configuration.apps]
     instances = scaled(configuration, selection, there)
     known = [
@@ -177,18 +185,18 @@ def _check_ends(configuration: "Configuration", selection: Selection) -> None:
 
 
 def _run(
-    launcher: Launcher,
+    launcher: "Launcher",
     place: Place,
-    selection: Selection,
+    selection: "Selection",
     procfile: Path | None,
     *,
     detached: bool,
-    contact: sdnotify.Contact | None,
+    contact: "Contact | None",
     handed: Mapping[int, socket.socket],
 ) -> int:
-    # Imported after the fork, while the launcher imports what the sidecars need.
     import uvloop
 
+    from meshrun.supervisor.cli import detaching
     from meshrun.supervisor.configuration.source import Source
     from meshrun.supervisor.preparation import prepare
     from meshrun.supervisor.supervise import supervise

@@ -2,7 +2,7 @@
 
 import re
 
-from meshrun.proxy.http.head1 import CONNECTION_FIELDS
+from meshrun.proxy.http.heads import CONNECTION_FIELDS
 from meshrun.proxy.http.own_fields import tells_who_calls
 from meshrun.supervisor.configuration.values import UnfitError, bounded_text, quoted
 

@@ -4,10 +4,12 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from meshrun.supervisor.configuration.model import HttpCheck, Probe, TcpCheck
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["asker"]
 
@@ -42,6 +44,10 @@ async def _connect(host: str, port: int) -> str | None:
 
 
 async def _get(host: str, port: int, path: str) -> str | None:
+    # Not at the top: it takes longer than all else that a start must import, and no app waits for
+    # it. The API needs it too, and by now has it, or has begun to import it in a thread.
+    import aiohttp
+
     host = f"[{host}]" if ":" in host else host
     url = f"http://{host}:{port}{path}"
     try:
@@ -65,7 +71,7 @@ def _plain(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-async def _skip(content: aiohttp.StreamReader) -> None:
+async def _skip(content: "aiohttp.StreamReader") -> None:
     left = ANSWER_LIMIT_BYTES
     while left > 0 and (data := await content.readany()):
         left -= len(data)

@@ -16,14 +16,13 @@ from support.sampling import WHOLE
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk, permitted_trailers
 from meshrun.proxy.http.head1 import (
-    CONNECTION_FIELDS,
     find_head,
     parse_request,
     parse_response,
     write_request,
     write_response,
 )
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.heads import CONNECTION_FIELDS, Fields, Framing, Request, Response
 from meshrun.proxy.http.target import split_target
 
 pytestmark = pytest.mark.long

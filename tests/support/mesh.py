@@ -82,6 +82,7 @@ class Mesh:
         self._news = threading.Condition()
         self._following: threading.Thread | None = None
         self._foregrounds: list[Foreground] = []
+        self._supervisor: ProcessId | None = None
         self._sessions: set[int] = set()
         self._cgroups: set[Path] = set()
 
@@ -115,6 +116,9 @@ class Mesh:
             supervisor = processes.identify(self.client.down().pid)
             if supervisor is not None:
                 processes.await_exit(supervisor, PATIENCE_S)
+        elif self._supervisor is not None:
+            # It ends by itself: its socket closes before its last process ends.
+            processes.await_exit(self._supervisor, PATIENCE_S)
         for foreground in self._foregrounds:
             foreground.end()
 
@@ -324,6 +328,7 @@ class Mesh:
         """Note the sessions and the cgroup of the run that runs now."""
         run = runfile.read(self.state) if self.state_path.exists() else None
         if run is not None:
+            self._supervisor = run.supervisor.process
             self._sessions |= {recorded.pid for recorded in run.processes}
             if run.cgroup is not None:
                 self._cgroups.add(Path(run.cgroup))

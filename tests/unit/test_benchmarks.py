@@ -163,6 +163,14 @@ def test_the_tables_say_where_the_product_loses() -> None:
     assert "- stunnel was not installed." in text
 
 
+def test_the_summary_says_which_aims_are_missed() -> None:
+    aims = {("requests-32", "requests"): 25_000.0, ("requests-32", "p99"): 2.0}
+    text = report.summary(RUN.measurements, aims)
+    assert "| requests-32 | requests | 21,000 requests/s | **25,000 missed** |" in text
+    assert "| requests-32 | p99 | 2.00 ms | 2.00 reached |" in text
+    assert "aim" not in report.summary(RUN.measurements)
+
+
 def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
     tables = re.findall(r"(?:^\|.*\|\n?)+", report.render(RUN, {}, "c"), re.MULTILINE)
     assert len(tables) == 2

@@ -8,7 +8,7 @@ import click
 import pytest
 from benchmarks import __main__ as command
 from benchmarks import results, suites
-from benchmarks.collection import Collection, installed, rotated
+from benchmarks.collection import Collection, Figures, installed, rotated, turns, versions
 from benchmarks.programs import BenchmarkError
 from benchmarks.results import Figure, Measurement, Settings
 from benchmarks.suites import Suite
@@ -148,6 +148,36 @@ def test_a_round_that_fails_is_said_and_noted() -> None:
     assert collection.measurements() == []
 
 
+def test_what_a_round_gives_is_kept_as_far_as_it_is_asked_for() -> None:
+    collection = Collection("first", Said().settings(), ["up", "down"], ["envoy"])
+    collection.take(["down"], "envoy", 0, lambda: {"up": [RATE], "down": [P99]})
+    assert [(m.workload, m.metric) for m in collection.measurements()] == [("down", "p99")]
+
+
+def test_what_somebody_cannot_do_is_no_failure() -> None:
+    said = Said()
+    collection = Collection("first", said.settings(), ["up"], ["envoy"])
+    collection.take(["up"], "envoy", 0, lambda: {"up": []})
+    assert (said, collection.measurements()) == ([], [])
+
+
+def test_a_measurement_that_fails_loses_no_other() -> None:
+    def die() -> Figures:
+        raise ProcessLookupError("gone")
+
+    said = Said()
+    collection = Collection("first", said.settings(), ["up", "down"], ["envoy"])
+    collection.take(["up", "down"], "envoy", 0, die)
+    collection.take(["up"], "envoy", 1, lambda: {"up": [RATE]})
+    assert "envoy failed in up, down, round 1: gone" in said
+    assert [m.rounds for m in collection.measurements()] == [(20_000.0,)]
+
+
+def test_the_version_is_told_of_whatever_is_installed() -> None:
+    everybody = [Someone("meshrun", "1"), Someone("envoy", None)]
+    assert versions(everybody, {"backend": "2", "gRPC": None}) == {"meshrun": "1", "backend": "2"}
+
+
 def test_who_is_not_installed_is_noted_and_who_is_not_asked_for_is_not() -> None:
     said = Said()
     everybody = [Someone("meshrun", "1"), Someone("envoy", None), Someone("nginx", None)]
@@ -164,3 +194,4 @@ def test_everybody_is_once_the_first() -> None:
     assert [order[0] for order in orders] == ["a", "b", "c"]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert rotated([], 1) == []
+    assert list(turns("ab", 2)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a")]

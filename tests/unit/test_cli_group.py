@@ -173,15 +173,28 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     assert (process.returncode, process.stderr) == (1, b"")
 
 
-def test_ps_imports_nothing_heavy() -> None:
-    script = (
-        "import sys; from meshrun.supervisor import cli; cli.run(['ps']); "
-        "print('\\n'.join(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    "words",
+    [["ps"], ["--help"], ["up", "--help"], ["check"], ["env", "web"], ["intentions", "list"]],
+    ids=" ".join,
+)
+def test_a_short_command_imports_nothing_heavy(words: list[str], folder: Path) -> None:
+    (folder / "mesh.toml").write_text('[apps.web]\ncommand = "sleep 1"\n')
+    assert not HEAVY & _imported(f"from meshrun.supervisor import cli; cli.run({words})")
+
+
+def test_a_start_does_not_wait_for_what_only_the_api_needs() -> None:
+    assert "aiohttp" not in _imported("import meshrun.supervisor.supervise")
+
+
+def _imported(script: str) -> set[str]:
     process = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys; {script}; print(chr(0), *sys.modules, sep=chr(10))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert not HEAVY & set(process.stdout.split())
+    return set(process.stdout.partition("\0")[2].split())
 
 
 def test_every_command_is_where_the_table_says() -> None:
