@@ -16,23 +16,24 @@ from http import HTTPStatus
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing, Request, Response
 from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
-from meshrun.proxy.http.own_fields import (
-    REQUEST_ID_BYTES,
-    REQUEST_ID_FIELD,
-    request_id,
-    tells_who_calls,
+from meshrun.proxy.http.own_fields import tells_who_calls
+from meshrun.proxy.http.semantics import (
+    CONNECTION_FIELDS,
+    FIELD_LIMIT,
+    NOT_KEPT,
+    RAW_LIMIT_BYTES,
+    UNMEASURED_BYTES,
+    check_count,
+    check_expectation,
+    check_method,
+    check_size,
+    read_length,
+    too_long,
+    too_many_fields,
 )
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
-    "CONNECTION_FIELDS",
-    "FIELD_LIMIT",
-    "HEAD_LIMIT_BYTES",
-    "METHOD_LIMIT_BYTES",
-    "RAW_LIMIT_BYTES",
-    "check_count",
-    "check_method",
-    "check_size",
     "find_head",
     "forget_lines",
     "parse_fields",
@@ -43,24 +44,8 @@ __all__ = [
     "write_response",
 ]
 
-# Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses. Only what
-# goes from end to end counts, and not the request's identifier: else the second sidecar would
-# refuse what the first took, for what that one has written into it.
-HEAD_LIMIT_BYTES = 60 * 1024
-FIELD_LIMIT = 100
-
-# Of a head as it comes.
-RAW_LIMIT_BYTES = HEAD_LIMIT_BYTES + 4 * 1024
+# Field lines of a head as it comes, with those that go no further.
 MOST_LINES = FIELD_LIMIT + 28
-# A head that is no longer is within the limit also where each octet of its path becomes three.
-UNMEASURED_BYTES = HEAD_LIMIT_BYTES // 3
-
-# RFC 9112 3: what is longer than any that is implemented gets a 501. The longest that is registered
-# has 17 octets; logs and events are spared what somebody makes up.
-METHOD_LIMIT_BYTES = 32
-
-# Of a service, as of a label of DNS.
-LONGEST_NAME = 63
 
 # Of a list in a field that is understood here, such as Connection, empty ones included: each is
 # compared with all that must not stand there, and an honest sender names three or four.
@@ -72,41 +57,11 @@ MOST_MEMBERS = 32
 MOST_LOOKED_UP = 32
 MOST_READ_SINGLY = 4
 
-# What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
-CONNECTION_FIELDS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "http2-settings",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 # What is an attribute of a request, or may have to go.
 _REQUEST_FIELDS = CONNECTION_FIELDS | {"expect", "host"}
 
-_TOO_MANY = f"cannot take more than {FIELD_LIMIT} fields"
-
 # What a special field is called that tells who calls, which only the sidecar may: it is dropped.
 _FORGED = "forged"
-
-# Whose lines are not kept longer than the message they came with: secrets (RFC 7541 7.1.3), and
-# what is another one in each request, so that to keep it would be in vain.
-_NOT_KEPT = frozenset(
-    {
-        "authorization",
-        "cookie",
-        "proxy-authorization",
-        "set-cookie",
-        "traceparent",
-        "x-b3-spanid",
-        "x-b3-traceid",
-        REQUEST_ID_FIELD,
-    }
-)
 
 # Naming one of these in Connection would take from a message what others decide by.
 _INDISPENSABLE = frozenset(
@@ -155,7 +110,6 @@ _VALUE = r"[\t -~\x80-\xff]*+"
 _token = re.compile(rf"[{_TCHAR}]+")
 _request_line = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]++) ([!-~]++) HTTP/1\.([01])")
 _status_line = re.compile(rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: ({_VALUE}))?")
-_length = re.compile(r"[0-9]{1,18}")
 _protocol = re.compile(rf"([{_TCHAR}]+)(?:/[{_TCHAR}]+)?")
 
 _bare_lf = re.compile(rb"(?<!\r)\n")
@@ -186,44 +140,12 @@ def find_head(data: bytes | bytearray, start: int = 0, *, of_response: bool = Fa
         what, status = "head", 431
         if data.find(b"\r\n", 0, RAW_LIMIT_BYTES) < 0:
             what, status = "first line", 414
-        raise _no_head(of_response, status, _too_long(what))
+        raise too_long(what, 502 if of_response else status)
     return -1
 
 
 def _no_head(of_response: bool, status: int, message: str) -> HttpError:
     return HttpError(502 if of_response else status, message)
-
-
-def _too_long(what: str) -> str:
-    return f"cannot take a {what} of more than {HEAD_LIMIT_BYTES} bytes"
-
-
-def check_method(method: str) -> None:
-    """Raise HttpError (501) for a method of more than METHOD_LIMIT_BYTES."""
-    if len(method) > METHOD_LIMIT_BYTES:
-        raise HttpError(501, f"cannot take a method of more than {METHOD_LIMIT_BYTES} bytes")
-
-
-def check_count(fields: Fields, status: int) -> None:
-    """Raise HttpError (`status`) for more than FIELD_LIMIT fields beside the identifier."""
-    count = len(fields)
-    if count > FIELD_LIMIT and count - (request_id(fields) is not None) > FIELD_LIMIT:
-        raise HttpError(status, _TOO_MANY)
-
-
-def check_size(head: Request | Response, overhead_bytes: int, status: int) -> None:
-    """Raise HttpError (`status`) for a head of more than HEAD_LIMIT_BYTES beside the identifier.
-
-    `overhead_bytes` is what each field counts for beside its characters.
-    """
-    size = sum([len(name) + len(value) + overhead_bytes for name, value in head.fields])
-    if isinstance(head, Request):
-        size += len(head.method) + len(head.path) + len(head.query)
-        size += max(len(head.authority), LONGEST_NAME)  # HTTP/1.0 may have left it to the sidecar
-    if request_id(head.fields) is not None:
-        size -= REQUEST_ID_BYTES + overhead_bytes
-    if size > HEAD_LIMIT_BYTES:
-        raise HttpError(status, _too_long("head"))
 
 
 def parse_request(head: bytes | bytearray) -> Request:
@@ -274,8 +196,7 @@ def _take_specials(request: Request, special: "dict[str, _Special]") -> None:
         request.takes_trailers = True
         request.fields.append(("TE", "trailers"))
     if "expect" in special:
-        if special["expect"].value.lower() != "100-continue":
-            raise HttpError(417, "cannot take the request: it expects more than 100-continue")
+        check_expectation(special["expect"].value)
         if request.framing is not NO_BODY:
             request.expects_continue = True
             request.fields.append(("Expect", "100-continue"))
@@ -336,8 +257,6 @@ def _read_request_line(line: str) -> tuple[str, str, str, str, int]:
         raise _no_request_line(line)
     method, target, minor = found.groups()
     check_method(method)
-    if method == "CONNECT":
-        raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
     named, path, query = split_target(target)
     if path == "*" and method != "OPTIONS":
         raise HttpError(400, "cannot take the target *: only OPTIONS has it")
@@ -386,16 +305,10 @@ def _special(name: str, value: str, status: int) -> _Special:
     if name == "host":
         return _Special(name, value, comparable=normalise_authority(value))
     if name == "content-length":
-        return _Special(name, value, length=_read_length(value, status))
+        return _Special(name, value, length=read_length(value, status))
     if name == "connection":
         return _Special(name, value, options=_read_options(value, status))
     return _Special(name, value)
-
-
-def _read_length(value: str, status: int) -> int:
-    if not _length.fullmatch(value):
-        raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
-    return int(value)
 
 
 def _read_options(value: str, status: int) -> Set[str]:
@@ -480,7 +393,7 @@ class _FieldLines:
         if line[-1] in " \t":
             value = self._stripped(name, value)
         lower = name.lower()
-        if lower in _NOT_KEPT:
+        if lower in NOT_KEPT:
             return name, value
         special = self._special_name(lower)
         field = (name, value) if special is None else _special(special, value, self._status)
@@ -499,7 +412,7 @@ class _FieldLines:
     def _read(self, text: str, start: int, most: int) -> Fields:
         count = text.count("\n", start) - 1
         if count > most:
-            raise HttpError(self._too_many, _TOO_MANY)
+            raise too_many_fields(self._too_many)
         fields = self._lines.findall(text, start)
         # Each match is a whole line: where there are as many as lines but the empty one, all are.
         if len(fields) != count or not text.endswith("\r\n\r\n"):

@@ -16,7 +16,6 @@ from support.sampling import WHOLE
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.body1 import Chunked, chunk, last_chunk, permitted_trailers
 from meshrun.proxy.http.head1 import (
-    CONNECTION_FIELDS,
     find_head,
     parse_request,
     parse_response,
@@ -24,6 +23,7 @@ from meshrun.proxy.http.head1 import (
     write_response,
 )
 from meshrun.proxy.http.heads import Fields, Framing, Request, Response
+from meshrun.proxy.http.semantics import CONNECTION_FIELDS
 from meshrun.proxy.http.target import split_target
 
 pytestmark = pytest.mark.long

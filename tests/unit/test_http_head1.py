@@ -10,14 +10,10 @@ from hypothesis import strategies as st
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http.fields2 import read_request
 from meshrun.proxy.http.head1 import (
-    FIELD_LIMIT,
-    HEAD_LIMIT_BYTES,
-    METHOD_LIMIT_BYTES,
     MOST_LINES,
     MOST_LOOKED_UP,
     MOST_MEMBERS,
     MOST_READ_SINGLY,
-    RAW_LIMIT_BYTES,
     find_head,
     forget_lines,
     parse_request,
@@ -28,6 +24,12 @@ from meshrun.proxy.http.head1 import (
 )
 from meshrun.proxy.http.heads import Framing, Request, Response
 from meshrun.proxy.http.known_lines import KNOWN_LIMIT
+from meshrun.proxy.http.semantics import (
+    FIELD_LIMIT,
+    HEAD_LIMIT_BYTES,
+    METHOD_LIMIT_BYTES,
+    RAW_LIMIT_BYTES,
+)
 
 CHUNKED = "Transfer-Encoding: chunked"
 ASKED = partial(Request, method="GET", path="/", query="", authority="a")
