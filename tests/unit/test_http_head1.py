@@ -8,17 +8,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.fields2 import read_request
-from meshrun.proxy.http.head1 import (
+from meshrun.proxy.http.fields1 import (
     MOST_LINES,
     MOST_LOOKED_UP,
     MOST_MEMBERS,
     MOST_READ_SINGLY,
+    write_fields,
+)
+from meshrun.proxy.http.fields2 import read_request
+from meshrun.proxy.http.head1 import (
     find_head,
     forget_lines,
     parse_request,
     parse_response,
-    write_fields,
     write_request,
     write_response,
 )
