@@ -10,9 +10,22 @@ from functools import lru_cache
 
 import msgspec
 
-__all__ = ["COUNTED", "NO_BODY", "STREAMED", "Fields", "Framing", "Request", "Response", "folded"]
+__all__ = [
+    "COUNTED",
+    "MULTIPLEXED",
+    "NO_BODY",
+    "STREAMED",
+    "Fields",
+    "Framing",
+    "Request",
+    "Response",
+    "folded",
+]
 
 Fields = list[tuple[str, str]]
+
+# The protocols of services of which a connection carries many exchanges at a time: HTTP/2.
+MULTIPLEXED = frozenset({"http2", "grpc"})
 
 
 class Framing(Enum):

@@ -17,7 +17,7 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure
-from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
+from meshrun.proxy.http.heads import MULTIPLEXED, NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import may_retry
@@ -116,7 +116,7 @@ class _Session(Session):
             caller.identity, caller.fingerprint, told_by=inbound.gate.snapshot.identity
         )
         self.grpc = inbound.protocol == "grpc"
-        self.multiplexed = inbound.protocol in ("http2", "grpc")
+        self.multiplexed = inbound.protocol in MULTIPLEXED
         self._idle: list[Http1Client] = []
         self._clients1: set[Http1Client] = set()
         self._clients2: set[Http2Client] = set()

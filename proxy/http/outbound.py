@@ -15,7 +15,7 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.circuit import Circuit
 from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
-from meshrun.proxy.http.heads import Fields, Request, Response
+from meshrun.proxy.http.heads import MULTIPLEXED, Fields, Request, Response
 from meshrun.proxy.http.line import Line
 from meshrun.proxy.http.link import SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
@@ -67,7 +67,7 @@ class HttpOutbound:
         """Use the endpoints and settings of `upstream` from now on."""
         self.upstream = upstream
         self.grpc = upstream.protocol == "grpc"
-        self.multiplexed = upstream.protocol in ("http2", "grpc")
+        self.multiplexed = upstream.protocol in MULTIPLEXED
         self.circuit.limits = upstream.requests
         self.deadlines.set(upstream.requests.timeout_s)
         self._idle_exchanges.set(upstream.idle_timeout_s or EXCHANGE_IDLE_S)
@@ -157,7 +157,6 @@ class _Exchange(Relay):
     """A request of the app, on its way to an instance."""
 
     __slots__ = (
-        "_began",
         "_failure",
         "_outbound",
         "_retries",
@@ -171,7 +170,6 @@ class _Exchange(Relay):
     def __init__(self, outbound: HttpOutbound, request: Request, downstream: Downstream) -> None:
         super().__init__(request, downstream, grpc=outbound.grpc)
         self._outbound = outbound
-        self._began = self._moved
         self._retry: asyncio.TimerHandle | None = None
         self._retries = 0
         self._timed = False  # its answer has a deadline
@@ -277,7 +275,7 @@ class _Exchange(Relay):
         outbound = self._outbound
         source = outbound.source.service or ""
         destination = self.route.service if self.route is not None else outbound.upstream.service
-        duration_s = time.monotonic() - self._began
+        duration_s = time.monotonic() - self.began
         outbound.ledger.exchanged(
             source,
             destination,
