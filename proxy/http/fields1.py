@@ -8,11 +8,10 @@ import re
 from collections.abc import Set
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Framing
+from meshrun.proxy.http.heads import CONNECTION_FIELDS, COUNTED, NO_BODY, STREAMED, Fields, Framing
 from meshrun.proxy.http.known_lines import LINE_LIMIT, KnownLines
 from meshrun.proxy.http.own_fields import tells_who_calls
 from meshrun.proxy.http.semantics import (
-    CONNECTION_FIELDS,
     FIELD_LIMIT,
     NOT_KEPT,
     check_count,

@@ -14,10 +14,17 @@ from hpack.struct import NeverIndexedHeaderTuple
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
-from meshrun.proxy.http.heads import COUNTED, NO_BODY, STREAMED, Fields, Request, Response
+from meshrun.proxy.http.heads import (
+    CONNECTION_FIELDS,
+    COUNTED,
+    NO_BODY,
+    STREAMED,
+    Fields,
+    Request,
+    Response,
+)
 from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
 from meshrun.proxy.http.semantics import (
-    CONNECTION_FIELDS,
     NOT_KEPT,
     RAW_LIMIT_BYTES,
     UNMEASURED_BYTES,

@@ -11,8 +11,8 @@ from functools import lru_cache
 import msgspec
 
 __all__ = [
+    "CONNECTION_FIELDS",
     "COUNTED",
-    "MULTIPLEXED",
     "NO_BODY",
     "STREAMED",
     "Fields",
@@ -24,8 +24,19 @@ __all__ = [
 
 Fields = list[tuple[str, str]]
 
-# The protocols of services of which a connection carries many exchanges at a time: HTTP/2.
-MULTIPLEXED = frozenset({"http2", "grpc"})
+# What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
+CONNECTION_FIELDS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 
 
 class Framing(Enum):

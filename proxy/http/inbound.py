@@ -17,10 +17,11 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.client1 import Http1Client
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.exchange import Downstream, Failure
-from meshrun.proxy.http.heads import MULTIPLEXED, NO_BODY, Fields, Request, Response
+from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.ledger import Ledger

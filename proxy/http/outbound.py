@@ -15,12 +15,13 @@ from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.circuit import Circuit
 from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Downstream, Failure
-from meshrun.proxy.http.heads import MULTIPLEXED, Fields, Request, Response
+from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.line import Line
 from meshrun.proxy.http.link import SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import back_off_s, may_retry
 from meshrun.proxy.http.route import Route, Routes
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.idleness import EXCHANGE_IDLE_S, IdleWatch

@@ -17,9 +17,10 @@ from meshrun.proxy.connector import Connection
 from meshrun.proxy.http.circuit import Circuit
 from meshrun.proxy.http.deadlines import Deadlines
 from meshrun.proxy.http.exchange import Failure
-from meshrun.proxy.http.heads import MULTIPLEXED, NO_BODY, Request
+from meshrun.proxy.http.heads import NO_BODY, Request
 from meshrun.proxy.http.line import Line
 from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.split import choose
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.messages import Endpoint, Share, Upstream

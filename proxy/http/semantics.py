@@ -10,11 +10,11 @@ from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.http.own_fields import REQUEST_ID_BYTES, REQUEST_ID_FIELD, request_id
 
 __all__ = [
-    "CONNECTION_FIELDS",
     "FIELD_LIMIT",
     "HEAD_LIMIT_BYTES",
     "LONGEST_NAME",
     "METHOD_LIMIT_BYTES",
+    "MULTIPLEXED",
     "NOT_KEPT",
     "RAW_LIMIT_BYTES",
     "UNMEASURED_BYTES",
@@ -26,6 +26,9 @@ __all__ = [
     "too_long",
     "too_many_fields",
 ]
+
+# The protocols of services of which a connection carries many exchanges at a time: HTTP/2.
+MULTIPLEXED = frozenset({"http2", "grpc"})
 
 # Envoy's (max_request_headers_kb, max_headers_count), for requests and for responses. Only what
 # goes from end to end counts, and not the request's identifier: else the second sidecar would
@@ -44,20 +47,6 @@ METHOD_LIMIT_BYTES = 32
 
 # Of a service, as of a label of DNS.
 LONGEST_NAME = 63
-
-# What belongs to one connection (RFC 9110 7.6.1), or says how a message is cut out of it.
-CONNECTION_FIELDS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "http2-settings",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 
 # What is kept no longer than the message that it came with, in no memory of lines and no table of a
 # compression: secrets (RFC 7541 7.1.3), and what is another one in each request, so that to keep it

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from meshrun.proxy.fanout import to_each
 from meshrun.proxy.http.exchange import Downstream, Exchange, Server
-from meshrun.proxy.http.heads import MULTIPLEXED, Request
+from meshrun.proxy.http.heads import Request
 from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import CONNECTION_IDLE_S, IdleWatch

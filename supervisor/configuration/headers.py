@@ -2,8 +2,8 @@
 
 import re
 
+from meshrun.proxy.http.heads import CONNECTION_FIELDS
 from meshrun.proxy.http.own_fields import tells_who_calls
-from meshrun.proxy.http.semantics import CONNECTION_FIELDS
 from meshrun.supervisor.configuration.values import UnfitError, bounded_text, quoted
 
 __all__ = ["header_name", "header_value", "settable_header"]

@@ -22,8 +22,7 @@ from meshrun.proxy.http.head1 import (
     write_request,
     write_response,
 )
-from meshrun.proxy.http.heads import Fields, Framing, Request, Response
-from meshrun.proxy.http.semantics import CONNECTION_FIELDS
+from meshrun.proxy.http.heads import CONNECTION_FIELDS, Fields, Framing, Request, Response
 from meshrun.proxy.http.target import split_target
 
 pytestmark = pytest.mark.long
