@@ -46,7 +46,7 @@ class _Call(Journey):
 
 
 class Outbound:
-    """Brings the connections of the app, which is `own`, to the endpoints of one upstream."""
+    """Brings the connections of the app, which is `source`, to the endpoints of one upstream."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Outbound:
         ledger: Ledger,
         report: Callable[[Report], None],
         rng: Random,
-        own: SpiffeId,
+        source: SpiffeId,
         upstream: Upstream,
     ) -> None:
         self._poller = poller
         self._ledger = ledger
         self._report = report
-        self._own = own
+        self._source = source
         self._loop = asyncio.get_running_loop()
         self._parked: set[asyncio.Task[None]] = set()
         self._live: set[Splice] = set()
@@ -187,8 +187,8 @@ class Outbound:
             Record(
                 at=time.time() - duration_s,
                 kind="connection",
-                source=self._own.service or "",
-                identity=str(self._own),
+                source=self._source.service or "",
+                identity=str(self._source),
                 destination=self._upstream.service,
                 duration_s=duration_s,
                 reporter="source",

@@ -8,16 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from meshrun.proxy.spiffe import SpiffeId
 from meshrun.supervisor import environment, ports
 from meshrun.supervisor.bell import Bell
 from meshrun.supervisor.configuration import interpolation
 from meshrun.supervisor.configuration.model import App, Configuration
 from meshrun.supervisor.controlplane import ControlPlane
-from meshrun.supervisor.environment import UpstreamAddress
 from meshrun.supervisor.errors import MeshrunError
-from meshrun.supervisor.listeners import HOST, Listeners
-from meshrun.supervisor.plan import Instance, planned_upstream
+from meshrun.supervisor.listeners import Listeners
+from meshrun.supervisor.plan import Instance, injected_into, outbound_only
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
 
@@ -61,35 +59,13 @@ def plan(
     It takes no calls and has no PORT; where `env` speaks of the app's, that is `port`, where the
     app itself listens. Raises MeshrunError where `env` names a variable that is not there.
     """
-    name = name_of(app.name, number)
-    identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
-    upstreams = tuple(planned_upstream(configuration, u, given[u.name]) for u in app.upstreams)
-    injected = environment.injected(
-        app=app.name,
-        instance=name,
-        identity=str(identity),
-        # Not the run's marker: whose command this is decides about its end, no clean-up does.
-        run_id=None,
-        port=None,
-        upstreams=[UpstreamAddress(u.name, HOST, u.port, u.protocol) for u in upstreams],
-    )
+    instance = outbound_only(configuration, app, name_of(app.name, number), number, given)
+    # Not the run's marker: whose command this is decides about its end, no clean-up does.
+    injected = injected_into(instance, port=None, run_id=None)
     of_app = {"PORT": str(port)} if port else {}
     lookup = environment.effective(caller, app.env_file, {}, {**injected, **of_app})
     return PlannedOneOff(
-        instance=Instance(
-            name=name,
-            number=number,
-            service=app.name,
-            protocol=app.protocol,
-            identity=identity,
-            app=app,
-            port=None,
-            inbound_port=None,
-            target=None,
-            upstreams=upstreams,
-            connect_timeout_s=app.connect_timeout_s,
-            max_connections=app.max_connections,
-        ),
+        instance=instance,
         env_file=app.env_file,
         env={key: interpolation.expand(value, lookup) for key, value in app.env.items()},
         injected=injected,

@@ -39,9 +39,10 @@ __all__ = [
     "count_instances",
     "count_workers",
     "held",
+    "injected_into",
     "instance_name",
     "make",
-    "planned_upstream",
+    "outbound_only",
     "scaled",
     "select",
 ]
@@ -344,35 +345,17 @@ def _app_instance(
 ) -> Instance:
     name = instance_name(app.name, number)
     caller = caller if app.account is None else {**caller, **app.account.variables}
-    identity = SpiffeId.for_service(configuration.mesh.trust_domain, app.name)
     port = given.get(_app_holder(name))
-    upstreams = tuple(
-        planned_upstream(configuration, u, given[_upstream_holder(name, u.name)])
-        for u in app.upstreams
-    )
-    injected = environment.injected(
-        app=app.name,
-        instance=name,
-        identity=str(identity),
-        run_id=run_id,
-        port=port,
-        upstreams=[UpstreamAddress(u.name, HOST, u.port, u.protocol) for u in upstreams],
-    )
+    upstream_ports = {u.name: given[_upstream_holder(name, u.name)] for u in app.upstreams}
+    outbound = outbound_only(configuration, app, name, number, upstream_ports)
+    injected = injected_into(outbound, port, run_id)
     lookup = environment.effective(caller, app.env_file, {}, injected)
     env = {name: interpolation.expand(value, lookup) for name, value in app.env.items()}
-    return Instance(
-        name=name,
-        number=number,
-        service=app.name,
-        protocol=app.protocol,
-        identity=identity,
-        app=app,
+    return replace(
+        outbound,
         port=port,
         inbound_port=given.get(_inbound_holder(name)),
         target=(HOST, port) if port else None,
-        upstreams=upstreams,
-        connect_timeout_s=app.connect_timeout_s,
-        max_connections=app.max_connections,
         idle_timeout_s=app.idle_timeout_s,
         workers=app.workers,
         argv=_argv(app, lookup),
@@ -383,7 +366,48 @@ def _app_instance(
     )
 
 
-def planned_upstream(
+def outbound_only(
+    configuration: Configuration,
+    app: App,
+    name: str,
+    number: int,
+    upstream_ports: Mapping[str, int],
+) -> Instance:
+    """Return an instance of `app` that has only its outbound side: it takes no calls, runs nothing.
+
+    `upstream_ports` has the port of each upstream, by its name.
+    """
+    return Instance(
+        name=name,
+        number=number,
+        service=app.name,
+        protocol=app.protocol,
+        identity=SpiffeId.for_service(configuration.mesh.trust_domain, app.name),
+        app=app,
+        port=None,
+        inbound_port=None,
+        target=None,
+        upstreams=tuple(
+            _planned_upstream(configuration, u, upstream_ports[u.name]) for u in app.upstreams
+        ),
+        connect_timeout_s=app.connect_timeout_s,
+        max_connections=app.max_connections,
+    )
+
+
+def injected_into(instance: Instance, port: int | None, run_id: str | None) -> dict[str, str]:
+    """Return what meshrun tells `instance`, whose app listens at `port`; see `environment`."""
+    return environment.injected(
+        app=instance.service,
+        instance=instance.name,
+        identity=str(instance.identity),
+        run_id=run_id,
+        port=port,
+        upstreams=[UpstreamAddress(u.name, HOST, u.port, u.protocol) for u in instance.upstreams],
+    )
+
+
+def _planned_upstream(
     configuration: Configuration, reference: UpstreamReference, port: int
 ) -> PlannedUpstream:
     """Return an upstream of an app at the port that it was given."""

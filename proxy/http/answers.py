@@ -1,6 +1,5 @@
 """The sidecar's own responses: short, and the same to every caller. Pure."""
 
-from http import HTTPStatus
 from urllib.parse import quote
 
 from meshrun.proxy.http.heads import COUNTED, Response
@@ -49,7 +48,6 @@ def answer(status: int, text: str, *, grpc: bool = False) -> tuple[Response, byt
         fields=[("content-type", "text/plain; charset=utf-8")],
         framing=COUNTED,
         length=len(body),
-        reason=_reason(status),
     )
     return head, body
 
@@ -57,10 +55,3 @@ def answer(status: int, text: str, *, grpc: bool = False) -> tuple[Response, byt
 def grpc_status(status: int) -> int:
     """Return the gRPC status for an HTTP status of the sidecar's own."""
     return _GRPC_STATUS.get(status, _UNKNOWN)
-
-
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""

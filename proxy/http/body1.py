@@ -3,7 +3,7 @@
 import re
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.head1 import parse_fields, write_fields
+from meshrun.proxy.http.fields1 import parse_fields, write_fields
 from meshrun.proxy.http.heads import CONNECTION_FIELDS, Fields, folded
 from meshrun.proxy.http.own_fields import OWN_FIELDS
 

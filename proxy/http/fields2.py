@@ -14,14 +14,6 @@ from hpack.struct import NeverIndexedHeaderTuple
 from meshrun.proxy.errors import HttpError
 from meshrun.proxy.http import own_fields
 from meshrun.proxy.http.body1 import permitted_trailers
-from meshrun.proxy.http.head1 import (
-    HEAD_LIMIT_BYTES,
-    RAW_LIMIT_BYTES,
-    UNMEASURED_BYTES,
-    check_count,
-    check_method,
-    check_size,
-)
 from meshrun.proxy.http.heads import (
     CONNECTION_FIELDS,
     COUNTED,
@@ -32,6 +24,17 @@ from meshrun.proxy.http.heads import (
     Response,
 )
 from meshrun.proxy.http.hpack2 import FIELD_OVERHEAD_BYTES, Field
+from meshrun.proxy.http.semantics import (
+    NOT_KEPT,
+    RAW_LIMIT_BYTES,
+    UNMEASURED_BYTES,
+    check_count,
+    check_expectation,
+    check_method,
+    check_size,
+    read_length,
+    too_long,
+)
 from meshrun.proxy.http.target import normalise_authority, split_target
 
 __all__ = [
@@ -51,31 +54,15 @@ _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _value = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 _method = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")
 _status = re.compile(rb"[1-9][0-9]{2}")
-_length = re.compile(r"[0-9]{1,18}")
 
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
 # What the name is read as of a field that tells who calls, which only the sidecar may.
 _FORGED = ""
 _REQUEST_SPECIAL = CONNECTION_FIELDS | {_FORGED, "cookie", "expect", "host"}
 
-# Never put into the table of the compression: what may be guessed by its length (RFC 7541 7.1.3),
-# and what is another one in each request, and would push out of it what is not.
-_NEVER_INDEXED = frozenset(
-    {
-        "age",
-        "authorization",
-        "content-length",
-        "cookie",
-        "etag",
-        "grpc-timeout",
-        "proxy-authorization",
-        "set-cookie",
-        "traceparent",
-        "x-b3-spanid",
-        "x-b3-traceid",
-        own_fields.REQUEST_ID_FIELD,
-    }
-)
+# Never put into the table of the compression: these change with each message too, and would push
+# out of it what does not.
+_NEVER_INDEXED = NOT_KEPT | {"age", "content-length", "etag", "grpc-timeout"}
 
 
 class Secret(str):
@@ -117,8 +104,8 @@ def read_request(fields: Sequence[Field], *, ended: bool, underscores: bool) -> 
         request.framing = STREAMED
         if length is not None:
             request.framing = COUNTED
-            request.length = _number(length, 400)
-    elif length is not None and _number(length, 400):
+            request.length = read_length(length, 400)
+    elif length is not None and read_length(length, 400):
         raise _unfit("there is no body, though Content-Length says so")
     request.takes_trailers = "te" in special
     _take_expectation(special, request)
@@ -149,8 +136,6 @@ def _take_special(name: str, field: Field, special: dict[str, str], regular: Fie
 
 def _request_of(pseudo: dict[bytes, str], special: dict[str, str], fields: Fields) -> Request:
     method = pseudo.get(b":method", "")
-    if method == "CONNECT":
-        raise HttpError(405, "cannot take CONNECT: this is no forward proxy")
     if not _method.fullmatch(method):
         raise _unfit("the method is missing, no token, or a small letter is in it")
     check_method(method)
@@ -174,12 +159,10 @@ def _request_of(pseudo: dict[bytes, str], special: dict[str, str], fields: Field
 
 
 def _take_expectation(special: dict[str, str], request: Request) -> None:
-    # As `head1` does.
     expected = special.get("expect")
     if expected is None:
         return
-    if expected.lower() != "100-continue":
-        raise HttpError(417, "cannot take the request: it expects more than 100-continue")
+    check_expectation(expected)
     if request.framing is not NO_BODY:
         request.expects_continue = True
         request.fields.append(("expect", "100-continue"))
@@ -208,7 +191,7 @@ def read_response(fields: Sequence[Field], *, ended: bool, method: str) -> Respo
     if size > UNMEASURED_BYTES:
         check_size(response, FIELD_OVERHEAD_BYTES, 502)
     if length is not None and not response.interim:
-        response.length = _number(length, 502)
+        response.length = read_length(length, 502)
     if ended:
         if response.interim:
             raise HttpError(502, "cannot take the response: it ends with an interim one")
@@ -273,19 +256,13 @@ def _text(field: Field, status: int = 400) -> str:
     return Secret(text) if isinstance(field, NeverIndexedHeaderTuple) else text
 
 
-def _number(length: str, status: int) -> int:
-    if not _length.fullmatch(length):
-        raise HttpError(status, "cannot take the head: Content-Length is no number of 1-18 digits")
-    return int(length)
-
-
 def _check_size(fields: Sequence[Field], status: int) -> int:
     if any(len(field[0]) > MOST_NAME_BYTES for field in fields):
         raise HttpError(status, f"cannot take a name of a field over {MOST_NAME_BYTES} bytes")
     size = sum([len(name) + len(value) for name, value in fields])
     size += FIELD_OVERHEAD_BYTES * len(fields)
     if size > RAW_LIMIT_BYTES:
-        raise HttpError(status, f"cannot take a head of more than {HEAD_LIMIT_BYTES} bytes")
+        raise too_long("head", status)
     return size
 
 

@@ -14,7 +14,7 @@ from hpack.huffman_table import decode_huffman
 from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
 from hpack.table import HeaderTable
 
-from meshrun.proxy.http.head1 import FIELD_LIMIT, HEAD_LIMIT_BYTES
+from meshrun.proxy.http.semantics import FIELD_LIMIT, HEAD_LIMIT_BYTES
 
 __all__ = [
     "DECODED_LIMIT_BYTES",

@@ -21,6 +21,7 @@ from meshrun.proxy.http.heads import NO_BODY, Fields, Request, Response
 from meshrun.proxy.http.link import Link, SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.idleness import IdleWatch
 from meshrun.proxy.ledger import Ledger
@@ -116,7 +117,7 @@ class _Session(Session):
             caller.identity, caller.fingerprint, told_by=inbound.gate.snapshot.identity
         )
         self.grpc = inbound.protocol == "grpc"
-        self.multiplexed = inbound.protocol in ("http2", "grpc")
+        self.multiplexed = inbound.protocol in MULTIPLEXED
         self._idle: list[Http1Client] = []
         self._clients1: set[Http1Client] = set()
         self._clients2: set[Http2Client] = set()

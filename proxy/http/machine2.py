@@ -25,8 +25,8 @@ from meshrun.proxy.http.frames2 import (
     HEADERS,
     Frame,
 )
-from meshrun.proxy.http.head1 import HEAD_LIMIT_BYTES
 from meshrun.proxy.http.hpack2 import Decoder, Encoder
+from meshrun.proxy.http.semantics import HEAD_LIMIT_BYTES
 
 __all__ = ["Machine"]
 

@@ -21,6 +21,7 @@ from meshrun.proxy.http.link import SocketLink
 from meshrun.proxy.http.relay import Relay, count_refused, record
 from meshrun.proxy.http.retries import back_off_s, may_retry
 from meshrun.proxy.http.route import Route, Routes
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.session import Session, Sessions
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.idleness import EXCHANGE_IDLE_S, IdleWatch
@@ -67,7 +68,7 @@ class HttpOutbound:
         """Use the endpoints and settings of `upstream` from now on."""
         self.upstream = upstream
         self.grpc = upstream.protocol == "grpc"
-        self.multiplexed = upstream.protocol in ("http2", "grpc")
+        self.multiplexed = upstream.protocol in MULTIPLEXED
         self.circuit.limits = upstream.requests
         self.deadlines.set(upstream.requests.timeout_s)
         self._idle_exchanges.set(upstream.idle_timeout_s or EXCHANGE_IDLE_S)
@@ -157,7 +158,6 @@ class _Exchange(Relay):
     """A request of the app, on its way to an instance."""
 
     __slots__ = (
-        "_began",
         "_failure",
         "_outbound",
         "_retries",
@@ -171,7 +171,6 @@ class _Exchange(Relay):
     def __init__(self, outbound: HttpOutbound, request: Request, downstream: Downstream) -> None:
         super().__init__(request, downstream, grpc=outbound.grpc)
         self._outbound = outbound
-        self._began = self._moved
         self._retry: asyncio.TimerHandle | None = None
         self._retries = 0
         self._timed = False  # its answer has a deadline
@@ -277,7 +276,7 @@ class _Exchange(Relay):
         outbound = self._outbound
         source = outbound.source.service or ""
         destination = self.route.service if self.route is not None else outbound.upstream.service
-        duration_s = time.monotonic() - self._began
+        duration_s = time.monotonic() - self.began
         outbound.ledger.exchanged(
             source,
             destination,

@@ -7,6 +7,7 @@ instance share what comes of the first one's journey.
 import asyncio
 import math
 from collections.abc import Callable, Collection
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from meshrun.proxy.http.exchange import Failure
 from meshrun.proxy.http.heads import NO_BODY, Request
 from meshrun.proxy.http.line import Line
 from meshrun.proxy.http.retries import may_retry
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.split import choose
 from meshrun.proxy.identity import Identity
 from meshrun.proxy.messages import Endpoint, Share, Upstream
@@ -62,11 +64,8 @@ class Routes:
         circuit: Circuit,
         failed: Callable[[str], None],
     ) -> None:
-        self._poller = poller
-        self._identity = identity
         self._rng = rng
-        self._circuit = circuit
-        self._failed = failed
+        self._new_route = partial(Route, poller, identity, rng, circuit, failed)
         self._routes: dict[str, Route] = {}
         self._shares: list[tuple[str, int]] = []
         self._leaving: list[Route] = []
@@ -89,9 +88,7 @@ class Routes:
         for share in shares:
             route = before.pop(share.service, None)
             if route is None:
-                route = Route(
-                    self._poller, self._identity, self._rng, self._circuit, self._failed, share
-                )
+                route = self._new_route(share)
             route.apply(upstream, share)
             self._routes[share.service] = route
         self._shares = [(share.service, share.weight) for share in shares]
@@ -193,7 +190,7 @@ class Route:
 
     def apply(self, upstream: Upstream, share: Share) -> None:
         """Use the settings of `upstream` and the endpoints of `share` from now on."""
-        self._multiplexed = upstream.protocol in ("http2", "grpc")
+        self._multiplexed = upstream.protocol in MULTIPLEXED
         self._connect_timeout_s = upstream.connect_timeout_s
         self._deadlines.set(upstream.connect_timeout_s)
         self._balancer.ejection = upstream.requests.ejection

@@ -10,6 +10,7 @@ from meshrun.proxy.fanout import to_each
 from meshrun.proxy.http.exchange import Downstream, Exchange, Server
 from meshrun.proxy.http.heads import Request
 from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.semantics import MULTIPLEXED
 from meshrun.proxy.http.server1 import Http1Server
 from meshrun.proxy.http.server2 import Http2Server
 from meshrun.proxy.idleness import CONNECTION_IDLE_S, IdleWatch
@@ -33,9 +34,9 @@ class Session:
     def serve(self, link: Link, protocol: Protocol) -> None:
         """Take requests over `link`; call its start."""
         server = (
-            Http1Server(link, self)
-            if protocol == "http"
-            else Http2Server(link, self, grpc=protocol == "grpc")
+            Http2Server(link, self, grpc=protocol == "grpc")
+            if protocol in MULTIPLEXED
+            else Http1Server(link, self)
         )
         self._server = server
         self._sessions.add(self)

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ import pytest
 from support.answerer import OK, Answerer, named
 from support.apps import App
 from support.sidecars import TRUST_DOMAIN, ControlledSidecar, Mesh, deny, listen, port_of
+from support.threads import Threads
 from support.traffic import wait_until
 
 from meshrun.proxy.messages import (
@@ -100,20 +102,17 @@ class Program:
         self._process.stdout.close()
 
 
-class Load:
+class Load(Threads):
     """Asks without pause, until the block ends: two callers with GET, one with POST.
 
     They are no more than may be asked again at the same time, whatever the budget of retries.
     """
 
     def __init__(self, port: int) -> None:
+        super().__init__([partial(self._ask, method) for method in ("GET", "GET", "POST")])
         self._port = port
-        self._over = threading.Event()
         self.came: Counter[tuple[str, int]] = Counter()
         self.failures: list[Exception] = []
-        self._threads = [
-            threading.Thread(target=self._ask, args=(method,)) for method in ("GET", "GET", "POST")
-        ]
 
     def statuses(self, method: str) -> set[int]:
         """Return all that came of requests with this method."""
@@ -129,7 +128,7 @@ class Load:
 
     def _ask(self, method: str) -> None:
         body = b"x" * 100 if method == "POST" else None
-        while not self._over.is_set():
+        while not self.over.is_set():
             try:
                 with closing(
                     http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
@@ -139,16 +138,11 @@ class Load:
                         response = connection.getresponse()
                         response.read()
                         self.came[method, response.status] += 1
-                        if response.will_close or self._over.is_set():
+                        if response.will_close or self.over.is_set():
                             break
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append(error)
                 return
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
 
     def __exit__(
         self,
@@ -156,10 +150,7 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(2 * PATIENCE_S)
-            assert not thread.is_alive(), "a request hangs"
+        super().__exit__(kind, error, trace)
         assert not self.failures
 
 

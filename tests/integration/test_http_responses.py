@@ -7,7 +7,7 @@ from support.httpmesh import ENTRIES, ID, Entry, HttpMesh
 from support.sidecars import listen, port_of
 from support.wire import Wire
 
-from meshrun.proxy.http.head1 import FIELD_LIMIT, HEAD_LIMIT_BYTES
+from meshrun.proxy.http.semantics import FIELD_LIMIT, HEAD_LIMIT_BYTES
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -12,13 +12,13 @@ import pytest
 from support.httpmesh import ENTRIES, ID, Entry, HttpMesh
 from support.wire import Answer, Wire
 
-from meshrun.proxy.http.head1 import (
+from meshrun.proxy.http.own_fields import REQUEST_ID_BYTES
+from meshrun.proxy.http.semantics import (
     FIELD_LIMIT,
     HEAD_LIMIT_BYTES,
     LONGEST_NAME,
     RAW_LIMIT_BYTES,
 )
-from meshrun.proxy.http.own_fields import REQUEST_ID_BYTES
 
 HEAD_TIMEOUT = "meshrun.proxy.http.server1:HEAD_TIMEOUT_S"
 

@@ -127,7 +127,8 @@ def test_an_app_that_resets_while_parked_is_given_up(mesh: Mesh, sent: bytes) ->
 def test_an_app_that_leaves_while_parked_without_a_word_is_given_up(mesh: Mesh) -> None:
     client = mesh.sidecar("client", upstreams=["server"], timeout_s=60.0)
     before = client.descriptors()
-    client.call("server").close()
+    with client.call("server"):
+        client.wait_for_descriptors(least=before + 1)
     client.wait_for_descriptors(before)
 
 

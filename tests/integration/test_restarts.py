@@ -1,12 +1,12 @@
 """What crashes comes back: apps and sidecars, at once or later, and nobody's calls fail."""
 
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
-from support.mesh import PATIENCE_S, Mesh
+from support.mesh import Mesh
+from support.repeated import ask_over_tcp
 
 from meshrun.supervisor.cli.records import InstanceRow
 
@@ -29,14 +29,6 @@ to = "server"
 """
 
 
-def call(address: tuple[str, int]) -> str:
-    """Call a server that says its name."""
-    with socket.create_connection(address, timeout=PATIENCE_S) as connection:
-        connection.sendall(b"who?")
-        with connection.makefile() as answer:
-            return answer.readline().strip()
-
-
 def app(*flags: str, more: str = "") -> str:
     """Return a mesh of one app that takes no calls."""
     return f"""
@@ -45,13 +37,6 @@ command = "${{PYTHON}} -S ${{APPS}}/idle.py {" ".join(flags)}"
 port = 0
 {more}
 """
-
-
-def test_calls_reach_both_instances(tmp_path: Path) -> None:
-    with Mesh(tmp_path, SERVERS) as mesh:
-        mesh.up()
-        server = mesh.upstream("client.1", "server")
-        assert {call(server) for _ in range(8)} == {"server.1", "server.2"}
 
 
 def test_a_killed_instance_is_back_within_50_ms_and_calls_go_to_the_other_meanwhile(
@@ -70,7 +55,7 @@ def test_a_killed_instance_is_back_within_50_ms_and_calls_go_to_the_other_meanwh
             crashes = len(mesh.events("exited", "server.1"))
             mesh.kill(before.pid)
             exited = mesh.await_event("exited", "server.1", number=crashes + 1)
-            called = [call(server) for _ in range(3)]
+            called = [ask_over_tcp(server) for _ in range(3)]
             assert "" not in called, f"a call failed after crash {number}"
             started = mesh.await_event("started", "server.1", number=begun + 1)
             took_s.append(started.at - exited.at)
@@ -84,7 +69,7 @@ def test_the_other_instance_answers_while_one_stays_away(tmp_path: Path) -> None
         mesh.up()
         server = mesh.upstream("client.1", "server")
         mesh.cli("stop", "server.1", check=True)
-        assert {call(server) for _ in range(6)} == {"server.2"}
+        assert {ask_over_tcp(server) for _ in range(6)} == {"server.2"}
 
 
 def test_a_killed_sidecar_is_back_at_the_same_ports_and_a_call_meanwhile_waits_for_it(
@@ -96,7 +81,7 @@ def test_a_killed_sidecar_is_back_at_the_same_ports_and_a_call_meanwhile_waits_f
         before = {row.instance: row for row in mesh.ps()}
         for name in ("client.1", "server.1", "server.2"):
             mesh.kill(before[name].sidecar_pid)
-        assert call(address) in ("server.1", "server.2")
+        assert ask_over_tcp(address) in ("server.1", "server.2")
         for name in ("client.1", "server.1", "server.2"):
             mesh.await_event("sidecar-started", name)
         after = mesh.wait_for(lambda rows: all(row.ready for row in rows.values()))

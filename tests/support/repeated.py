@@ -2,14 +2,12 @@
 
 import http.client
 import socket
-import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from types import TracebackType
-from typing import Self
 
 from support.mesh import PATIENCE_S
+from support.threads import Threads
 from support.traffic import wait_until
 
 __all__ = ["Repeated", "ask_over_http", "ask_over_tcp"]
@@ -34,18 +32,17 @@ def ask_over_http(address: tuple[str, int]) -> str:
         return str(response.status)
 
 
-class Repeated:
+class Repeated(Threads):
     """Calls from several threads until the block ends; `answers` are what came of it."""
 
     def __init__(self, call: Callable[[], str]) -> None:
+        super().__init__([self._run] * CALLERS)
         self._call = call
-        self._over = threading.Event()
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(CALLERS)]
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self.over.is_set():
             try:
                 answer = self._call()
             except (OSError, http.client.HTTPException) as error:
@@ -64,18 +61,3 @@ class Repeated:
         wait_until(
             lambda: bool(self.failures) or self.answers.total() >= goal, f"{more} more calls"
         )
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)

@@ -1,6 +1,7 @@
 """Real sidecar processes under a control plane in miniature, for tests over real sockets."""
 
 import json
+import math
 import os
 import queue
 import signal
@@ -340,11 +341,12 @@ class ControlledSidecar:
         """How many descriptors the process has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def wait_for_descriptors(self, most: int) -> None:
-        """Return once the process has at most this many open; nothing announces it."""
+    def wait_for_descriptors(self, most: float = math.inf, *, least: int = 0) -> None:
+        """Return once the process has so many open; nothing announces it."""
         deadline = time.monotonic() + PATIENCE_S
-        while self.descriptors() > most:
-            assert time.monotonic() < deadline, f"{self.descriptors()} descriptors, not {most}"
+        while not least <= self.descriptors() <= most:
+            wanted = f"{least} to {most}"
+            assert time.monotonic() < deadline, f"{self.descriptors()} descriptors, not {wanted}"
             time.sleep(0.01)
 
     def cpu_s(self) -> float:

@@ -3,15 +3,13 @@
 import hashlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
-from types import TracebackType
-from typing import Self
 
 from support.mesh import PATIENCE_S
+from support.threads import Threads
 
 __all__ = [
     "MIB",
@@ -83,30 +81,26 @@ def peak_memory_bytes(pid: int) -> int:
     return int(lines["VmHWM"].split()[0]) * 1024
 
 
-class Callers:
+class Callers(Threads):
     """Calls a server over HTTP without pause, until the block ends.
 
     One thread uses one connection as long as it lasts, another a new one for each call.
     """
 
     def __init__(self, port: int) -> None:
+        super().__init__([self._call_on_one, self._call_on_new])
         self._port = port
-        self._over = threading.Event()
         self.failures: list[str] = []
         self.kept = 0
         self.fresh = 0
-        self._threads = [
-            threading.Thread(target=self._call_on_one),
-            threading.Thread(target=self._call_on_new),
-        ]
 
     def _call_on_one(self) -> None:
         with self._connection() as connection:
-            while not self._over.is_set():
+            while not self.over.is_set():
                 self.kept += self._call(connection)
 
     def _call_on_new(self) -> None:
-        while not self._over.is_set():
+        while not self.over.is_set():
             with self._connection() as connection:
                 self.fresh += self._call(connection)
 
@@ -130,7 +124,7 @@ class Callers:
     def _fail(self, what: str) -> None:
         self.failures.append(what)
         if len(self.failures) > 100:
-            self._over.set()
+            self.over.set()
 
     def wait_for(self, calls: int) -> None:
         """Return when each thread has made this many more calls that succeeded, or one failed."""
@@ -139,18 +133,3 @@ class Callers:
             lambda: bool(self.failures) or (self.kept >= kept and self.fresh >= fresh),
             f"{calls} more calls of both kinds",
         )
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)

@@ -19,8 +19,8 @@ from meshrun.proxy.http.body1 import (
     last_chunk,
     permitted_trailers,
 )
-from meshrun.proxy.http.head1 import FIELD_LIMIT
 from meshrun.proxy.http.heads import Fields
+from meshrun.proxy.http.semantics import FIELD_LIMIT
 
 
 def decode(*parts: bytes, of_response: bool = False) -> tuple[bytes, int, Fields | None]:

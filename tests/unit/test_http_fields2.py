@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http import fields2, head1
+from meshrun.proxy.http import fields2, semantics
 from meshrun.proxy.http.fields2 import (
     Field,
     Secret,
@@ -92,7 +92,7 @@ def test_path_of_options_may_be_an_asterisk() -> None:
 
 
 def test_method_that_is_too_long_is_not_implemented() -> None:
-    method = b"M" * head1.METHOD_LIMIT_BYTES
+    method = b"M" * semantics.METHOD_LIMIT_BYTES
     read = read_request(without(b":method", (b":method", method)), ended=True, underscores=False)
     assert read.method == method.decode()
     assert status(without(b":method", (b":method", method + b"M"))) == 501
@@ -205,7 +205,7 @@ def test_limits_of_a_head(field: Field | None) -> None:
     assert len(request(*hundred, *more).fields) in (100, 101)
     assert status([*PSEUDO, *hundred, *more, (b"a", b"1")]) == 431
     # RFC 9113 6.5.2: each field counts for 32 bytes more.
-    rest = head1.HEAD_LIMIT_BYTES - 33 - len(b"POST/b?c=%2e") - head1.LONGEST_NAME
+    rest = semantics.HEAD_LIMIT_BYTES - 33 - len(b"POST/b?c=%2e") - semantics.LONGEST_NAME
     if field and field[0] == b"x-request-id":
         rest += 35  # of a UUID
     longest = request((b"a", b"x" * rest), *more)

@@ -8,26 +8,30 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshrun.proxy.errors import HttpError
-from meshrun.proxy.http.fields2 import read_request
-from meshrun.proxy.http.head1 import (
-    FIELD_LIMIT,
-    HEAD_LIMIT_BYTES,
-    METHOD_LIMIT_BYTES,
+from meshrun.proxy.http.fields1 import (
     MOST_LINES,
     MOST_LOOKED_UP,
     MOST_MEMBERS,
     MOST_READ_SINGLY,
-    RAW_LIMIT_BYTES,
+    write_fields,
+)
+from meshrun.proxy.http.fields2 import read_request
+from meshrun.proxy.http.head1 import (
     find_head,
     forget_lines,
     parse_request,
     parse_response,
-    write_fields,
     write_request,
     write_response,
 )
 from meshrun.proxy.http.heads import Framing, Request, Response
 from meshrun.proxy.http.known_lines import KNOWN_LIMIT
+from meshrun.proxy.http.semantics import (
+    FIELD_LIMIT,
+    HEAD_LIMIT_BYTES,
+    METHOD_LIMIT_BYTES,
+    RAW_LIMIT_BYTES,
+)
 
 CHUNKED = "Transfer-Encoding: chunked"
 ASKED = partial(Request, method="GET", path="/", query="", authority="a")
