@@ -50,6 +50,7 @@ from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.window import Window
 
 __all__ = [
     "KILL_S",
@@ -104,10 +105,11 @@ class Run:
         self.logs = logs
         self.started_at = time.time()
         self.bell = Bell()
+        self.window = Window()
         self.stopping = False
         self._launcher = launcher
         self._journal = journal
-        self._reporter = Reporter(timeline, journal, logs.last)
+        self._reporter = Reporter(timeline, journal, logs.last, logs.mark)
         self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
         launcher.cgroup = self._cgroup
         self.fleet = Fleet(
@@ -172,7 +174,13 @@ class Run:
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
         return bodies.AppBody(
-            self._launcher, instance, folder, self.prepared.state, self.logs.write
+            self._launcher,
+            instance,
+            folder,
+            self.prepared.state,
+            self.logs.write,
+            lambda: self.apps[instance.name].status.restarts,
+            self.window,
         )
 
     def _new_session(self, instance: Instance) -> Callable[[int], Session]:
