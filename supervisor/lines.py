@@ -33,19 +33,24 @@ class LineSplitter:
         self._rest += first
         lines: list[bytes] = []
         if newline:
+            lines += self._pieces()
             lines.append(self._take())
             *whole, rest = others.split(b"\n")
             # Most output has no such ends: the whole of it is looked through faster than each line.
             lines += [line.removesuffix(b"\r") for line in whole] if b"\r" in others else whole
             self._rest += rest
-        while len(self._rest) > self._limit:
-            lines.append(Piece(self._rest[: self._limit]))
-            del self._rest[: self._limit]
-        return lines
+        return lines + self._pieces()
 
     def finish(self) -> list[bytes]:
         """Return the last line if it had no end."""
         return [self._take()] if self._rest else []
+
+    def _pieces(self) -> list[bytes]:
+        pieces: list[bytes] = []
+        while len(self._rest) > self._limit:
+            pieces.append(Piece(self._rest[: self._limit]))
+            del self._rest[: self._limit]
+        return pieces
 
     def _take(self) -> bytes:
         line = bytes(self._rest).removesuffix(b"\r")

@@ -99,6 +99,7 @@ def last_words() -> None:
             os._exit(0)
 
         signal.signal(signal.SIGTERM, finish)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.write(write_end, b"x")
         while True:
             signal.pause()
@@ -157,20 +158,24 @@ def closed() -> None:
         signal.pause()
 
 
+def survivor() -> None:
+    """Note by a file which signal comes, and stay."""
+
+    def note(number: int, _frame: object) -> None:
+        with open(f"got-{signal.Signals(number).name}", "w"):
+            pass
+
+    signal.signal(signal.SIGHUP, note)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stay()
+
+
 def hung_up() -> None:
-    """Leave a child in the session that says by a file which signal it got, and end."""
+    """Leave a survivor in the session, and end."""
     read_end, write_end = os.pipe()
     if os.fork() == 0:
-
-        def note(number: int, _frame: object) -> None:
-            with open(f"got-{signal.Signals(number).name}", "w"):
-                pass
-
-        signal.signal(signal.SIGHUP, note)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.write(write_end, b"x")
-        while True:
-            signal.pause()
+        os.dup2(write_end, 1)  # where it says that it is ready
+        survivor()
     os.read(read_end, 1)
     os._exit(0)
 
