@@ -32,7 +32,8 @@ def numbered(count: int, length: int, end: bytes = b"\n") -> None:
             write(b"\n".join(lines) + b"\n")
             lines.clear()
             size = 0
-    write(b"\n".join(lines) + end)
+    if lines:
+        write(b"\n".join(lines) + end)
 
 
 def window_size() -> str:
@@ -135,6 +136,7 @@ def terminal() -> None:
     print("leader", os.getsid(0) == os.getpid() == os.tcgetpgrp(0))
     with open("/dev/tty", "wb", buffering=0) as controlling:
         controlling.write(b"controlling terminal\n")
+    os.close(os.open("/dev/stdout", os.O_WRONLY))
     print("TERM", os.environ.get("TERM"))
     os.write(2, b"stderr too\n")
     print(f"size {window_size()}", flush=True)
