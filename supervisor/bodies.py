@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from meshrun.supervisor import processes
 from meshrun.supervisor.commands import Command
 from meshrun.supervisor.configuration.model import (
     App,
@@ -63,8 +64,9 @@ def app_policy(app: App) -> Policy:
 class AppBody:
     """An app: executed with its environment, its output taken line by line, its probes asked.
 
-    `instance` may be replaced: what is started and asked next is that. `restarts` says how often it
-    has been started again, `window` gives its terminal a size.
+    `instance` may be replaced: what is started and asked next is that. `on_held` is told of whom it
+    has left its output to. `restarts` says how often it has been started again, `window` gives its
+    terminal a size.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class AppBody:
         cgroup: Path | None,
         state: StateDir,
         on_output: OnOutput,
+        on_held: Callable[[str, str], None],
         restarts: Callable[[], int],
         window: Window,
     ) -> None:
@@ -83,6 +86,7 @@ class AppBody:
         self._confinement = Confinement(Limits(), cgroup)
         self._state = state
         self._on_output = on_output
+        self._on_held = on_held
         self._restarts = restarts
         self._window = window
         self._listening: Listening | None = None
@@ -162,9 +166,15 @@ class AppBody:
     def exited(self) -> None:
         """Take its last output, and the last words of the others in its session."""
         app = self.instance.app
-        self.output.exited(app.stop.timeout_s if app is not None else 0.0)
+        timeout_s = app.stop.timeout_s if app is not None else 0.0
+        self.output.exited(timeout_s, self._given_up)
         if self._listening is not None:
             self._listening.close()
+
+    def _given_up(self, holders: list[int]) -> None:
+        shown = ", ".join(f"{pid} ({processes.command_line(pid)})" for pid in holders)
+        who = f"by pid {shown}" if shown else "by somebody"
+        self._on_held(self.instance.name, f"its output is held {who}, and not read any more")
 
     def probe(self, which: Which, feed: Feed) -> Probing | None:
         """Begin to ask it itself: its own port, a command beside it, or what it says."""
@@ -257,7 +267,7 @@ class SidecarBody:
 
     def exited(self) -> None:
         """Take its last words."""
-        self.output.exited()
+        self.output.exited(0.0, lambda _: None)
 
     def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""

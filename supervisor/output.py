@@ -4,10 +4,11 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from meshrun.supervisor import processes
 from meshrun.supervisor.lines import LineSplitter
 from meshrun.supervisor.window import Window
 
-__all__ = ["OnLines", "Output", "Pipe"]
+__all__ = ["OnHeld", "OnLines", "Output", "Pipe"]
 
 READ_BYTES = 64 * 1024
 # /proc/sys/fs/pipe-max-size as it is by default: more cannot be in a pipe.
@@ -16,6 +17,8 @@ PIPE_LIMIT_BYTES = 1024 * 1024
 DRAIN_S = 0.5
 
 OnLines = Callable[[list[bytes]], None]
+# Gets the ids of those who still hold an output that is given up.
+OnHeld = Callable[[list[int]], None]
 
 
 class Pipe:
@@ -91,13 +94,15 @@ class Pipe:
         if rest:
             self._on_lines(rest)
 
-    def close_within(self, timeout_s: float) -> None:
+    def close_within(self, timeout_s: float, on_held: OnHeld) -> None:
         """Close at the end of the pipe, or after `timeout_s` if somebody still holds it."""
         if self._descriptor >= 0:
-            self._deadline = self._loop.call_later(timeout_s, self._give_up)
+            self._deadline = self._loop.call_later(timeout_s, self._give_up, on_held)
 
-    def _give_up(self) -> None:
+    def _give_up(self, on_held: OnHeld) -> None:
         self.exhaust()  # it may have been paused
+        if self._descriptor >= 0:
+            on_held(processes.holders(self._descriptor))
         self.close()
 
     def close(self) -> None:
@@ -167,15 +172,16 @@ class Output:
             for pipe in self._pipes:
                 pipe.resume()
 
-    def exited(self, others_s: float = 0.0) -> None:
+    def exited(self, others_s: float, on_held: OnHeld) -> None:
         """Take what the process wrote before it ended.
 
         For `others_s` and a little more, what others write who still hold its pipes is taken, too.
+        Then `on_held` is told of them, if there are any.
         """
         self._let_go()
         for pipe in self._pipes:
             pipe.exhaust()
-            pipe.close_within(others_s + DRAIN_S)
+            pipe.close_within(others_s + DRAIN_S, on_held)
         self._draining = [p for p in (*self._draining, *self._pipes) if not p.closed]
         self._pipes = []
         if not self._paused:

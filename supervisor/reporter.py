@@ -107,6 +107,11 @@ class Reporter:
         self._timeline.add(after.phase.shown, name, message)
         self._journal.warning(message)
 
+    def output_held(self, name: str, message: str) -> None:
+        """Say who keeps the output of an app that has ended: what they write is lost."""
+        self._timeline.add("output-held", name, f"{name} has ended, but {message}")
+        self._journal.warning(f"{name} has ended, but {message}")
+
     def _show_last_lines(self, name: str) -> None:
         lines = self._last_lines(name)
         if lines:

@@ -179,6 +179,7 @@ class Run:
             folder,
             self.prepared.state,
             self.logs.write,
+            self._reporter.output_held,
             lambda: self.apps[instance.name].status.restarts,
             self.window,
         )

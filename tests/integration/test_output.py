@@ -208,6 +208,18 @@ def test_who_holds_the_output_delays_no_exit(tmp_path: Path) -> None:
         assert set(written(mesh, "hold.1")) == {"the holder is there", "the main process ends"}
 
 
+def test_who_still_holds_the_output_after_all_has_ended_is_named(tmp_path: Path) -> None:
+    with Mesh(tmp_path, talker("left", "stay", stop="100ms") + STAY) as mesh:
+        mesh.up(wait=False)
+        pid = mesh.wait_for(lambda _: "ready" in mesh.output("left.1"))["left.1"].pid
+        # Somebody whom nothing leads to from the app.
+        with open(f"/proc/{pid}/fd/1", "wb"):
+            mesh.cli("stop", "left", check=True)
+            held = mesh.await_event("output-held", "left.1").message
+        assert held.startswith(f"left.1 has ended, but its output is held by pid {os.getpid()} (")
+        assert held.endswith("), and not read any more")
+
+
 @pytest.mark.parametrize("where", [ONCE, ON_A_TERMINAL])
 def test_the_last_words_of_a_child_are_heard(tmp_path: Path, where: str) -> None:
     with Mesh(tmp_path, talker("words", "last-words", more=where) + STAY) as mesh:

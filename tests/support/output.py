@@ -7,13 +7,13 @@ from meshrun.supervisor.logreading import LogLine, Reader
 __all__ = ["kept", "talker", "written"]
 
 
-def talker(name: str, *words: str, more: str = "") -> str:
+def talker(name: str, *words: str, stop: str = "3s", more: str = "") -> str:
     """Return the table of an app that writes (`tests/apps/talker.py`)."""
     return f"""
 [apps.{name}]
 command = "${{PYTHON}} -S ${{APPS}}/talker.py {" ".join(words)}"
 port = 0
-stop = {{ timeout = "3s" }}
+stop = {{ timeout = "{stop}" }}
 {more}
 """
 

@@ -105,13 +105,15 @@ def test_a_paused_pipe_lets_its_writer_wait() -> None:
 def test_a_pipe_that_somebody_holds_is_closed_in_time() -> None:
     async def scenario() -> None:
         pipe, write_end, lines = piped()
+        held: list[list[int]] = []
         os.write(write_end, b"rest")
         await turn()
-        pipe.close_within(0.0)
+        pipe.close_within(0.0, held.append)
         async with asyncio.timeout(20):
             while not pipe.closed:  # noqa: ASYNC110 - a turn of the loop, and no time
                 await asyncio.sleep(0)
         assert lines == [b"rest"]
+        assert held == [[]]  # nobody but this process
         # Nobody reads any more.
         os.set_blocking(write_end, False)
         try:

@@ -40,6 +40,10 @@ def run(scenario: Callable[[Output, Taken], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
+def never(holders: list[int]) -> None:
+    raise AssertionError(holders)
+
+
 def test_nothing_is_read_before_whoever_must_know_has_heard_of_the_process() -> None:
     async def scenario(output: Output, taken: Taken) -> None:
         write_end = output.open(taken.take)
@@ -89,7 +93,7 @@ def test_what_a_child_of_an_ended_process_writes_is_taken_and_waits_while_paused
         write_end = output.open(taken.take)
         output.begin()
         os.write(write_end, b"last\n")
-        output.exited(others_s=60.0)
+        output.exited(60.0, never)
         assert taken.lines == [b"last"]
         output.pause()
         os.write(write_end, b"the child's\n")
@@ -107,10 +111,15 @@ def test_a_pipe_that_is_held_for_ever_is_let_go_with_what_is_in_it() -> None:
     async def scenario(output: Output, taken: Taken) -> None:
         write_end = output.open(taken.take)
         output.begin()
-        output.exited()
+        held: list[int] = []
+        output.exited(0.0, held.extend)
         output.pause()
         os.write(write_end, b"held\n")
+        child = await asyncio.create_subprocess_exec("sleep", "60", stdout=write_end)
         await taken.until(1)
+        child.kill()
+        await child.wait()
+        assert held == [child.pid]
         os.set_blocking(write_end, False)
         with contextlib.suppress(BrokenPipeError):
             while True:
@@ -130,7 +139,7 @@ def test_a_terminal_has_the_size_of_the_window_until_its_process_has_ended() -> 
         window.resize(Size(40, 100))
         assert size_of(terminal) == Size(40, 100)
         os.write(terminal, b"one\ntwo")
-        output.exited()
+        output.exited(0.0, never)
         assert taken.lines == [b"one", b"two"]
         window.resize(Size(50, 200))
         assert size_of(terminal) == Size(40, 100)
@@ -151,7 +160,7 @@ def test_a_terminal_that_its_process_has_closed_can_be_opened_again() -> None:
         os.write(again, b"still there\n")
         await taken.until(1)
         os.close(again)
-        output.exited()
+        output.exited(0.0, never)
         assert taken.lines == [b"still there"]
 
     run(scenario)
