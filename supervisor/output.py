@@ -142,7 +142,11 @@ class Output:
         self._take_up(ours, on_lines)
         # One more holder of it: to who reads, a terminal that nobody holds is at its end, though a
         # process that has closed it may open it again (/dev/tty), and to close it would hang up.
-        held = os.dup(theirs)
+        try:
+            held = os.dup(theirs)
+        except OSError:
+            os.close(theirs)
+            raise
         self._terminals.append((held, window))
         window.add(held)
         return theirs
@@ -178,14 +182,29 @@ class Output:
         For `others_s` and a little more, what others write who still hold its pipes is taken, too.
         Then `on_held` is told of them, if there are any.
         """
+        told: list[list[int]] = []
+
+        def tell_once(holders: list[int]) -> None:
+            # Who has stdout has most often stderr, too.
+            if holders not in told:
+                told.append(holders)
+                on_held(holders)
+
         self._let_go()
         for pipe in self._pipes:
             pipe.exhaust()
-            pipe.close_within(others_s + DRAIN_S, on_held)
+            pipe.close_within(others_s + DRAIN_S, tell_once)
         self._draining = [p for p in (*self._draining, *self._pipes) if not p.closed]
         self._pipes = []
         if not self._paused:
             self.resume()
+
+    def finish(self) -> None:
+        """Take what is left of processes that have ended, and close: nobody writes any more."""
+        for pipe in self._draining:
+            pipe.exhaust()
+            pipe.close()
+        self._draining = []
 
     def _let_go(self) -> None:
         for descriptor, window in self._terminals:

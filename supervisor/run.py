@@ -621,6 +621,10 @@ class Run:
         """Take the apps' output again."""
         self.fleet.resume_output()
 
+    def finish_output(self) -> None:
+        """Take what is left of the apps' output: all of them have ended."""
+        self.fleet.finish_output()
+
     # run.json
 
     def _run_file_changed(self) -> None:

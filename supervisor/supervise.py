@@ -123,6 +123,7 @@ async def supervise(
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
         _end_everything(others)
+    run.finish_output()
     timeline.add("down", "mesh", "the mesh was stopped")
     timeline.flush()
     await api.close()

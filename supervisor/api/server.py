@@ -31,7 +31,7 @@ __all__ = ["Server", "serve"]
 
 BODY_LIMIT_BYTES = 1024 * 1024
 # How long a run that is over still tells its last lines to whoever follows them.
-LAST_LINES_S = 2.0
+LAST_LINES_S = 1.0
 
 
 class Server:

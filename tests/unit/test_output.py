@@ -107,6 +107,42 @@ def test_what_a_child_of_an_ended_process_writes_is_taken_and_waits_while_paused
     run(scenario)
 
 
+def test_at_the_end_of_all_what_nobody_has_read_is_taken() -> None:
+    async def scenario(output: Output, taken: Taken) -> None:
+        write_end = output.open(taken.take)
+        output.begin()
+        output.exited(60.0, never)
+        output.pause()
+        os.write(write_end, b"the last words")
+        output.finish()
+        assert taken.lines == [b"the last words"]
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_end, b"nobody reads\n")
+            raise AssertionError("the pipe is still open")
+        os.close(write_end)
+
+    run(scenario)
+
+
+def test_who_holds_both_outputs_is_named_once() -> None:
+    async def scenario(output: Output, taken: Taken) -> None:
+        ends = [output.open(taken.take) for _ in range(2)]
+        output.begin()
+        told: list[list[int]] = []
+        child = await asyncio.create_subprocess_exec("sleep", "60", stdout=ends[0], stderr=ends[1])
+        output.exited(0.0, told.append)
+        for end in ends:
+            os.write(end, b"x")
+        await taken.until(2)
+        child.kill()
+        await child.wait()
+        assert told == [[child.pid]]
+        for end in ends:
+            os.close(end)
+
+    run(scenario)
+
+
 def test_a_pipe_that_is_held_for_ever_is_let_go_with_what_is_in_it() -> None:
     async def scenario(output: Output, taken: Taken) -> None:
         write_end = output.open(taken.take)
