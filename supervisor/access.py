@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from meshrun.proxy.messages import TOLD_TEXTS, Record, Recorded, Reporter, Told
-from meshrun.supervisor import logs
+from meshrun.supervisor import logreading
 from meshrun.supervisor.logs import ACCESS, Logs
 from meshrun.supervisor.plan import Instance
 from meshrun.supervisor.statedir import StateDir
@@ -170,7 +170,7 @@ _read = msgspec.json.Decoder(_Stored)
 
 
 def tail(
-    state: StateDir, names: Collection[str], last: int | None, until: logs.End | None = None
+    state: StateDir, names: Collection[str], last: int | None, until: logreading.End | None = None
 ) -> list[bytes]:
     """Return the last entries of the access log that concern `names`, oldest first, as JSON."""
 
@@ -180,4 +180,4 @@ def tail(
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # cut off by a crash or a full disk: no entry
 
-    return logs.tail_of(state, ACCESS, parse, last, until)
+    return logreading.tail_of(state, ACCESS, parse, last, until)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from meshrun.supervisor import processes
 from meshrun.supervisor.commands import Command
 from meshrun.supervisor.configuration.model import (
     App,
@@ -25,10 +26,10 @@ from meshrun.supervisor.confinement import Confinement
 from meshrun.supervisor.execution import execute
 from meshrun.supervisor.launching import Launcher, Process
 from meshrun.supervisor.lifecycle import Policy
-from meshrun.supervisor.lines import Stream
+from meshrun.supervisor.lines import STREAMS, Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.machine import credentials_of, credentials_of_sidecars
-from meshrun.supervisor.output import Pipe
+from meshrun.supervisor.output import Output
 from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.probes.asking import Asking, ask_command
 from meshrun.supervisor.probes.connections import asker
@@ -38,13 +39,12 @@ from meshrun.supervisor.probes.tally import Liveness, Readiness
 from meshrun.supervisor.runner import Feed, Probing, Which
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
 from meshrun.supervisor.statedir import StateDir
+from meshrun.supervisor.window import Window
 
-__all__ = ["AppBody", "OnLines", "SidecarBody", "app_policy"]
+__all__ = ["AppBody", "OnOutput", "SidecarBody", "app_policy"]
 
-# How long output is still taken from an app that has ended, when somebody holds its pipes.
-DRAIN_S = 0.5
-
-OnLines = Callable[[str, Stream, list[bytes]], None]
+# Of which instance, by which of its outputs, and how often it had been started again.
+OnOutput = Callable[[str, Stream, list[bytes], int], None]
 
 
 def app_policy(app: App) -> Policy:
@@ -61,50 +61,12 @@ def app_policy(app: App) -> Policy:
     )
 
 
-class _Output:
-    """The pipes of one process; paused together when the log cannot keep up."""
-
-    def __init__(self, on_lines: Callable[[Stream, list[bytes]], None]) -> None:
-        self._on_lines = on_lines
-        self._pipes: list[Pipe] = []
-        self._paused = False
-
-    def open(self, stream: Stream) -> int:
-        """Return the write end of a new pipe."""
-        read_end, write_end = os.pipe()
-        pipe = Pipe(read_end, lambda lines: self._on_lines(stream, lines))
-        if self._paused:
-            pipe.pause()
-        self._pipes.append(pipe)
-        return write_end
-
-    def pause(self) -> None:
-        self._paused = True
-        for pipe in self._pipes:
-            pipe.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        for pipe in self._pipes:
-            pipe.resume()
-
-    def exited(self) -> None:
-        """Take what the process wrote before it ended, and leave the pipes to a deadline."""
-        for pipe in self._pipes:
-            pipe.exhaust()
-            pipe.close_within(DRAIN_S)
-        self._pipes = []
-
-    def discard(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        self._pipes = []
-
-
 class AppBody:
     """An app: executed with its environment, its output taken line by line, its probes asked.
 
-    `instance` may be replaced: what is started and asked next is that.
+    `instance` may be replaced: what is started and asked next is that. `on_held` is told of whom it
+    has left its output to. `restarts` says how often it has been started again, `window` gives its
+    terminal a size.
     """
 
     def __init__(
@@ -113,16 +75,22 @@ class AppBody:
         instance: Instance,
         cgroup: Path | None,
         state: StateDir,
-        on_lines: OnLines,
+        on_output: OnOutput,
+        on_held: Callable[[str, str], None],
+        restarts: Callable[[], int],
+        window: Window,
     ) -> None:
         self._launcher = launcher
         self.instance = instance
         self._cgroup = cgroup
         self._confinement = Confinement(Limits(), cgroup)
         self._state = state
-        self._on_lines = on_lines
+        self._on_output = on_output
+        self._on_held = on_held
+        self._restarts = restarts
+        self._window = window
         self._listening: Listening | None = None
-        self.output = _Output(self._take)
+        self.output = Output()
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
@@ -132,17 +100,35 @@ class AppBody:
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             kept.callback(listening.close)
             kept.callback(self.output.discard)
-            ends = [os.open(os.devnull, os.O_RDONLY)]
-            given.callback(os.close, ends[0])
             self._listening = listening
-            for stream in ("stdout", "stderr"):
-                ends.append(self.output.open(stream))
-                given.callback(os.close, ends[-1])
+            ends = self._open_ends(given)
             spec = self.spec(listening.environment)
             process = await execute(self._launcher, spec, ends)
             kept.pop_all()
         process.explain = self._confinement.explain
         return process
+
+    def _open_ends(self, given: contextlib.ExitStack) -> list[int]:
+        """Return stdin, stdout and stderr, which `given` closes."""
+        restarts = self._restarts()
+        if self.has_terminal:
+            terminal = self.output.open_terminal(
+                partial(self._take, "stdout", restarts), self._window
+            )
+            given.callback(os.close, terminal)
+            return [terminal] * 3
+        ends = [os.open(os.devnull, os.O_RDONLY)]
+        given.callback(os.close, ends[0])
+        for stream in STREAMS:
+            ends.append(self.output.open(partial(self._take, stream, restarts)))
+            given.callback(os.close, ends[-1])
+        return ends
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether it is to have a terminal for its output, and as its controlling one."""
+        app = self.instance.app
+        return app is not None and app.tty
 
     def spec(self, environment: Mapping[str, str] | None = None) -> AppSpec:
         """Say what the launcher shall execute, as whom and within which limits.
@@ -163,23 +149,32 @@ class AppBody:
             credentials=credentials_of(app.account if app is not None else None),
             cgroup=None if self._cgroup is None else str(self._cgroup),
             confined=confined,
+            terminal=self.has_terminal,
         )
 
-    def _take(self, stream: Stream, lines: list[bytes]) -> None:
-        self._on_lines(self.instance.name, stream, lines)
+    def _take(self, stream: Stream, restarts: int, lines: list[bytes]) -> None:
+        self._on_output(self.instance.name, stream, lines, restarts)
         if self._listening is not None:
             self._listening.hear(lines)
 
     def started(self, pid: int, feed: Feed) -> None:
-        """Listen to its notifications."""
+        """Take its output, which comes after the news that it lives, and its notifications."""
+        self.output.begin()
         if self._listening is not None:
             self._listening.start(pid, feed)
 
     def exited(self) -> None:
-        """Take its last output."""
-        self.output.exited()
+        """Take its last output, and the last words of the others in its session."""
+        app = self.instance.app
+        timeout_s = app.stop.timeout_s if app is not None else 0.0
+        self.output.exited(timeout_s, self._given_up)
         if self._listening is not None:
             self._listening.close()
+
+    def _given_up(self, holders: list[int]) -> None:
+        shown = ", ".join(f"{pid} ({processes.command_line(pid)})" for pid in holders)
+        who = f"by pid {shown}" if shown else "by somebody"
+        self._on_held(self.instance.name, f"its output is held {who}, and not read any more")
 
     def probe(self, which: Which, feed: Feed) -> Probing | None:
         """Begin to ask it itself: its own port, a command beside it, or what it says."""
@@ -201,7 +196,10 @@ class AppBody:
             case ExecCheck(command=command):
                 # As the app itself: its user and its limits above all.
                 spec = msgspec.structs.replace(
-                    self.spec(), name=f"{self.instance.name} {which}", argv=_words(command)
+                    self.spec(),
+                    name=f"{self.instance.name} {which}",
+                    argv=_words(command),
+                    terminal=False,
                 )
                 return partial(ask_command, Command(self._launcher, spec), probe.timeout_s)
             case HttpCheck() | TcpCheck() as check:
@@ -235,7 +233,8 @@ class SidecarBody:
         self._cgroup = cgroup
         self._listeners = listeners
         self._attach = attach
-        self.output = _Output(lambda _stream, lines: on_lines(lines))
+        self._on_lines = on_lines
+        self.output = Output()
 
     async def spawn(self) -> Process:
         """Fork it and give it its first snapshot."""
@@ -253,7 +252,7 @@ class SidecarBody:
             given.callback(theirs.close)
             stdin = os.open(os.devnull, os.O_RDONLY)
             given.callback(os.close, stdin)
-            output = self.output.open("stderr")
+            output = self.output.open(self._on_lines)
             given.callback(os.close, output)
             process = await self._launcher.spawn(
                 spec, [stdin, output, output, theirs.fileno(), *listening]
@@ -263,11 +262,12 @@ class SidecarBody:
         return process
 
     def started(self, _pid: int, _feed: Feed) -> None:
-        """Hear nothing here: a sidecar speaks over its channel."""
+        """Take its output; what else it says comes over its channel."""
+        self.output.begin()
 
     def exited(self) -> None:
         """Take its last words."""
-        self.output.exited()
+        self.output.exited(0.0, lambda _: None)
 
     def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""

@@ -1,14 +1,17 @@
 """What a freshly forked child does before it becomes an app or a sidecar.
 
-The order matters: setsid, cgroup, limits, groups, gid, uid, PDEATHSIG (a change of uid clears it),
-the check that the parent still lives (it may have died before PDEATHSIG was set), the descriptors,
-the signals, exec. An app may execute what gives it other rights (sudo, ping); a sidecar may not.
+The order matters: setsid, terminal, cgroup, limits, groups, gid, uid, PDEATHSIG (a change of uid
+clears it), the check that the parent still lives (it may have died before PDEATHSIG was set), the
+descriptors, the signals, exec. An app may execute what gives it other rights (sudo, ping); a
+sidecar may not.
 """
 
+import fcntl
 import os
 import resource
 import signal
 import stat
+import termios
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +42,9 @@ class _RefusedError(Exception):
 
 def _prepare(parent: Parent, spec: AppSpec | SidecarSpec) -> None:
     os.setsid()
+    if isinstance(spec, AppSpec) and spec.terminal:
+        # 0: it is not taken away from another session (ioctl_tty(2)).
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     if spec.cgroup is not None:
         try:
             Path(spec.cgroup, "cgroup.procs").write_text("0")

@@ -20,6 +20,8 @@ __all__ = [
 _OTHER = re.compile(r"[^A-Z0-9]")
 _RUN_ID = "MESHRUN_RUN_ID"
 _UNBUFFERED = "PYTHONUNBUFFERED"
+# What every terminal that one looks at today can do.
+_TERMINAL = "xterm-256color"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,10 @@ def effective(
     env_file: Mapping[str, str],
     env: Mapping[str, str],
     injected: Mapping[str, str],
+    *,
+    terminal: bool = False,
 ) -> dict[str, str]:
-    """Lay the four over each other, the last one wins.
+    """Lay the four over each other, the last one wins; `terminal` is whether the app writes to one.
 
     With an empty `env` this is what `${NAME}` is looked up in. The caller's PORT and run marker
     are never handed on: a port is given only to an app that has one, and a mesh started inside
@@ -103,6 +107,8 @@ def effective(
         if name not in injected:
             values.pop(name, None)
     values.setdefault(_UNBUFFERED, "1")
+    if terminal:
+        values.setdefault("TERM", _TERMINAL)
     return values
 
 

@@ -94,7 +94,9 @@ class Fleet:
         self._sidecars.remove(name)
         self._externals.remove(name)
         self.apps.pop(name, None)
-        self._bodies.pop(name, None)
+        body = self._bodies.pop(name, None)
+        if body is not None:
+            body.output.finish()
         self._on_removed(name)
 
     def configure(self, configuration: Configuration) -> None:
@@ -116,3 +118,8 @@ class Fleet:
         for body in self._bodies.values():
             body.output.resume()
         self._sidecars.resume_output()
+
+    def finish_output(self) -> None:
+        """Take what is left of the apps' output: all of them have ended."""
+        for body in self._bodies.values():
+            body.output.finish()

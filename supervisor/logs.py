@@ -1,90 +1,133 @@
-"""The logs of a run on disk: a file per instance and some more, readable with or without a run.
+"""The logs of a run on disk: a file per instance and some more (`meshrun.supervisor.loglines`).
 
-A line of an instance's file is its time (UTC, microseconds), `O` or `E` for stdout or stderr, and
-the bytes that the app wrote.
+A file that has grown enough is turned over: it becomes `web.1.log.1`, the oldest goes. What reads
+them, with or without a run, is `meshrun.supervisor.logreading`.
 """
 
 import os
-import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import BinaryIO, TypeVar
 
+from meshrun.supervisor import loglines
 from meshrun.supervisor.lines import Stream
+from meshrun.supervisor.loglines import Source
 from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["ACCESS", "MESH", "End", "Line", "Logs", "end", "instances", "tail", "tail_of"]
-
-T = TypeVar("T")
+__all__ = ["ACCESS", "FOLDER", "KEPT_FILES", "MESH", "Logs", "Output", "file_names"]
 
 FOLDER = "logs"
 ROTATE_BYTES = 10 * 1024 * 1024
-READ_BYTES = 64 * 1024
-# Lines kept in memory of each instance, to show with a failure.
+# How many older files there are beside the one that is written.
+KEPT_FILES = 1
+# Lines kept in memory of each instance, to show with a failure, and how much of each.
 LAST_LINES = 10
+LAST_LINE_BYTES = 4096
+# A first line has fewer.
+HEADER_BYTES = 64
 # What meshrun itself says has a file beside those of the instances, and so has the access log;
 # an instance's name has a dot.
 MESH = "meshrun"
 ACCESS = "access"
 
-_LETTERS: dict[Stream, bytes] = {"stdout": b"O", "stderr": b"E"}
-_STREAMS: dict[bytes, Stream] = {letter: stream for stream, letter in _LETTERS.items()}
-_FORMAT = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z) ([OE]) (.*)", re.DOTALL)
+
+def file_names(name: str) -> list[str]:
+    """Return what the files of a log are called, the newest first."""
+    return [f"{name}.log", *(f"{name}.log.{number}" for number in range(1, KEPT_FILES + 1))]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line of output; `at` in wall-clock seconds, taken when it was read."""
+class Output:
+    """Lines that came at once, of one instance."""
 
-    at: float
     instance: str
-    stream: Stream
-    content: bytes
-
-    @property
-    def text(self) -> str:
-        """The content as text; what is not UTF-8 is replaced."""
-        return self.content.decode(errors="replace")
+    source: Source
+    contents: Sequence[bytes]
 
 
-def _stamp(at: float) -> bytes:
-    return datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
+Follower = Callable[[Output], None]
 
 
 class _File:
-    """The log file of one instance, turned over when it has grown enough."""
+    """One log, whose file is turned over when it has grown enough.
 
-    def __init__(self, folder: int, name: str) -> None:
+    What is written are whole lines. A file that ends without one (somebody was killed, a disk was
+    full) gets its end first, so that the next line is one.
+    """
+
+    def __init__(self, folder: int, name: str, clock: Callable[[], float], *, plain: bool) -> None:
         self._folder = folder
-        self._name = f"{name}.log"
-        self._file = self._open()
+        self._names = file_names(name)
+        self._clock = clock
+        self._plain = plain
+        self._descriptor = self._open()
+        self._number = self._find_number()
 
-    def _open(self) -> BinaryIO:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self._name, flags, 0o600, dir_fd=self._folder)
-        return os.fdopen(descriptor, "ab", buffering=0)
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._names[0], flags, 0o600, dir_fd=self._folder)
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        self._empty = size == 0
+        self._torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        return descriptor
+
+    def _find_number(self) -> int:
+        """Go on counting where the last run has left off."""
+        if not self._empty:
+            return self._said_number(self._descriptor)
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            earlier = os.open(self._names[1], flags, dir_fd=self._folder)
+        except OSError:
+            return 0
+        try:
+            return self._said_number(earlier) + 1
+        finally:
+            os.close(earlier)
+
+    @staticmethod
+    def _said_number(descriptor: int) -> int:
+        first = os.pread(descriptor, HEADER_BYTES, 0).partition(b"\n")[0]
+        header = loglines.parse_header(first)
+        return header.number if header is not None else 0
 
     def append(self, content: bytes) -> None:
-        self._file.write(content)
-        if self._file.tell() >= ROTATE_BYTES:
-            try:
-                os.replace(
-                    self._name, f"{self._name}.1", src_dir_fd=self._folder, dst_dir_fd=self._folder
-                )
-            except FileNotFoundError:
-                pass  # somebody removed it: a new one comes all the same
-            # Opened before the old one is closed: if that fails, there is still one to write to.
-            earlier, self._file = self._file, self._open()
-            earlier.close()
+        """Write whole lines. Raises OSError, when a part of them may have been written."""
+        if self._torn:
+            content = b"\n" + content
+        if self._empty and not self._plain:
+            content = loglines.header(self._clock(), self._number) + content
+        written = 0
+        while written < len(content):
+            written += os.write(self._descriptor, memoryview(content)[written:])
+            self._empty = False
+            self._torn = content[written - 1 : written] != b"\n"
+
+    @property
+    def has_grown(self) -> bool:
+        return os.lseek(self._descriptor, 0, os.SEEK_CUR) >= ROTATE_BYTES
+
+    def turn_over(self) -> None:
+        try:
+            os.stat(self._names[0], dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            pass  # somebody removed it: a new one comes all the same
+        else:
+            for older, newer in zip(self._names[:0:-1], self._names[-2::-1], strict=True):
+                self._rename(newer, older)
+        # Opened before the old one is closed: if that fails, there is still one to write to.
+        earlier, self._descriptor = self._descriptor, self._open()
+        self._number += 1
+        os.close(earlier)
+
+    def _rename(self, name: str, into: str) -> None:
+        try:
+            os.replace(name, into, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except FileNotFoundError:
+            pass  # there have not been so many yet
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._descriptor)
 
 
 class Logs:
@@ -101,49 +144,82 @@ class Logs:
         self._folder = os.open(FOLDER, flags, dir_fd=state.descriptor)
         self._clock = clock
         self._on_error = on_error
-        self._failed = False
+        self._failing: set[str] = set()
         self._files: dict[str, _File] = {}
-        self._last: dict[str, deque[Line]] = {}
-        self._followers: set[Callable[[list[Line]], None]] = set()
+        self._lost: dict[str, int] = {}
+        self._last: dict[str, deque[bytes]] = {}
+        self._followers: set[Follower] = set()
 
-    def write(self, instance: str, stream: Stream, contents: list[bytes]) -> None:
-        """Take lines that an instance wrote."""
-        now = self._clock()
-        lines = [Line(now, instance, stream, content) for content in contents]
-        self._last.setdefault(instance, deque(maxlen=LAST_LINES)).extend(lines)
-        head = _stamp(now) + b" " + _LETTERS[stream] + b" "
-        self.append(instance, b"".join(head + content + b"\n" for content in contents))
+    def write(
+        self, instance: str, stream: Stream, contents: Sequence[bytes], restarts: int = 0
+    ) -> None:
+        """Take lines that an instance wrote, which had been started again so often."""
+        last = self._last.setdefault(instance, deque(maxlen=LAST_LINES))
+        last.extend(content[:LAST_LINE_BYTES] for content in contents[-LAST_LINES:])
+        self._take(instance, stream, restarts, contents)
+
+    def mark(self, instance: str, restarts: int, text: str) -> None:
+        """Put a marker between the lines of an instance: that it started, that it ended."""
+        line = " ".join(text.splitlines()).encode(errors="replace")
+        self._take(instance, "marker", restarts, [line])
+
+    def _take(
+        self, instance: str, source: Source, restarts: int, contents: Sequence[bytes]
+    ) -> None:
+        if not contents:
+            return
+        content = loglines.encode(self._clock(), source, restarts, contents)
+        if lost := self._lost.get(instance):
+            text = b"up to %d lines are missing here: they could not be written" % lost
+            content = loglines.encode(self._clock(), "marker", restarts, [text]) + content
+        if self._append(instance, content, plain=False):
+            self._lost.pop(instance, None)
+        else:
+            self._lost[instance] = self._lost.get(instance, 0) + len(contents)
+        output = Output(instance, source, contents)
         for follower in tuple(self._followers):
-            follower(lines)
+            follower(output)
 
     def append(self, name: str, content: bytes) -> None:
         """Write whole lines to the file of `name` as they are; nobody is told of them."""
+        self._append(name, content, plain=True)
+
+    def _append(self, name: str, content: bytes, *, plain: bool) -> bool:
+        """Tell whether it has been written."""
+        written = False
         try:
             file = self._files.get(name)
             if file is None:
-                file = self._files[name] = _File(self._folder, name)
+                file = self._files[name] = _File(self._folder, name, self._clock, plain=plain)
             file.append(content)
+            written = True
+            if file.has_grown:
+                file.turn_over()
         except OSError as error:
             # A full disk must not end the run; it is said once, not for every line.
-            if not self._failed:
-                self._failed = True
+            first = not self._failing
+            self._failing.add(name)
+            if first:
                 self._on_error(f"cannot write the logs: {error.strerror}; output is only shown")
         else:
-            self._failed = False
+            self._failing.discard(name)
+        return written
 
     def last(self, instance: str) -> list[str]:
-        """Return the last few lines of an instance."""
-        return [line.text for line in self._last.get(instance, ())]
+        """Return the last few lines of an instance, as much of each as one reads."""
+        return [line.decode(errors="replace") for line in self._last.get(instance, ())]
 
     def forget(self, instance: str) -> None:
         """Close the file of an instance that is no more; its lines stay where they are."""
         self._last.pop(instance, None)
+        self._lost.pop(instance, None)
+        self._failing.discard(instance)
         file = self._files.pop(instance, None)
         if file is not None:
             file.close()
 
-    def follow(self, follower: Callable[[list[Line]], None]) -> Callable[[], None]:
-        """Call `follower` with lines from now on, until what is returned is called."""
+    def follow(self, follower: Follower) -> Callable[[], None]:
+        """Call `follower` with what comes from now on, until what is returned is called."""
         self._followers.add(follower)
         return lambda: self._followers.discard(follower)
 
@@ -152,100 +228,3 @@ class Logs:
         for file in self._files.values():
             file.close()
         os.close(self._folder)
-
-
-def instances(state: StateDir) -> list[str]:
-    """Return the instances that have logs."""
-    folder = state.file(FOLDER)
-    if not folder.is_dir():
-        return []
-    names = {path.name.removesuffix(".log") for path in folder.glob("*.log")}
-    return sorted(names - {MESH, ACCESS})
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Where the output of an instance ended at some moment, however it goes on."""
-
-    inode: int
-    size: int
-
-
-def end(state: StateDir, instance: str) -> End | None:
-    """Return where the output of an instance ends now, None if it has none."""
-    try:
-        status = (state.file(FOLDER) / f"{instance}.log").stat()
-    except FileNotFoundError:
-        return None
-    return End(status.st_ino, status.st_size)
-
-
-def tail(state: StateDir, instance: str, last: int | None, until: End | None = None) -> list[Line]:
-    """Return the last lines of an instance up to an end, all for None, oldest first.
-
-    Reads from the end no more than it needs, and may do so in a thread while the run writes on.
-    """
-    return tail_of(state, instance, partial(_parse, instance), last, until)
-
-
-def tail_of(
-    state: StateDir,
-    name: str,
-    parse: Callable[[bytes], T | None],
-    last: int | None,
-    until: End | None = None,
-) -> list[T]:
-    """Return what `parse` makes of the last lines of any file here; as `tail`, which see.
-
-    A line of which it makes None does not count.
-    """
-    until = until or end(state, name)
-    with ExitStack() as files:
-        opened = _open(state.file(FOLDER), name, until, files)
-        raws = (raw for file, size in opened for raw in _backwards(file, size))
-        lines = (line for raw in raws if (line := parse(raw)) is not None)
-        kept = list(islice(lines, last))
-    return kept[::-1]
-
-
-def _open(
-    folder: Path, instance: str, until: End | None, files: ExitStack
-) -> Iterator[tuple[BinaryIO, int]]:
-    """Open what was written before `until`, the newest first, with how much to read of it."""
-    # The run may turn the files over at any time: the one where the output ended is known by its
-    # inode, and what is older than it is gone once it bears the name of the old one.
-    found = until is None
-    for name in (f"{instance}.log", f"{instance}.log.1"):
-        try:
-            file = files.enter_context((folder / name).open("rb"))
-        except FileNotFoundError:
-            continue
-        status = os.fstat(file.fileno())
-        if until is not None and status.st_ino == until.inode:
-            if not found:
-                yield file, until.size
-            found = True
-        elif found:
-            yield file, status.st_size
-
-
-def _backwards(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield the lines of the first `size` bytes, the last one first."""
-    rest = b""
-    while size > 0:
-        begin = max(0, size - READ_BYTES)
-        rest, *whole = (os.pread(file.fileno(), size - begin, begin) + rest).split(b"\n")
-        yield from reversed(whole)
-        size = begin
-    yield rest
-
-
-def _parse(instance: str, raw: bytes) -> Line | None:
-    match = _FORMAT.fullmatch(raw)
-    if match is None:
-        return None
-    try:
-        at = datetime.fromisoformat(match[1].decode()).timestamp()
-    except ValueError:  # digits that are no time: not a line of ours
-        return None
-    return Line(at, instance, _STREAMS[match[2]], match[3])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from meshrun.supervisor.lines import Piece
 from meshrun.supervisor.logs import MESH
 
 __all__ = ["Painter"]
@@ -9,6 +10,7 @@ __all__ = ["Painter"]
 # Colours that can be read on dark and light; red is left for what went wrong.
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _DIM = 2
+_GOES_ON = "…".encode()
 
 
 class Painter:
@@ -34,10 +36,24 @@ class Painter:
     def _prefix(self, text: str, code: int) -> bytes:
         return (f"\x1b[{code}m{text}\x1b[0m" if self._colour else text).encode()
 
-    def paint(self, instance: str, content: bytes) -> bytes:
-        """Return a whole line to print."""
+    def _prefix_of(self, instance: str) -> bytes:
         if instance not in self._prefixes:  # one that came later, and may have a longer name
             self._add(instance)
             self._align()
-        prefix = self._prefixes[instance]
-        return prefix + content + (b"\x1b[0m\n" if self._colour and b"\x1b" in content else b"\n")
+        return self._prefixes[instance]
+
+    def paint(self, instance: str, contents: Sequence[bytes]) -> bytes:
+        """Return whole lines to print; one that goes on with the next line ends in `…`."""
+        prefix = self._prefix_of(instance)
+        return b"".join(prefix + content + self._end(content) for content in contents)
+
+    def _end(self, content: bytes) -> bytes:
+        goes_on = _GOES_ON if isinstance(content, Piece) else b""
+        return goes_on + (b"\x1b[0m\n" if self._colour and b"\x1b" in content else b"\n")
+
+    def mark(self, instance: str, text: bytes) -> bytes:
+        """Return a line that meshrun puts between those of an instance."""
+        marker = b"--- " + text
+        if self._colour:
+            marker = b"\x1b[%dm%s\x1b[0m" % (_DIM, marker)
+        return self._prefix_of(instance) + marker + b"\n"

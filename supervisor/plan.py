@@ -360,7 +360,7 @@ def _app_instance(
         workers=app.workers,
         argv=_argv(app, lookup),
         cwd=str(_folder(configuration.folder, app, lookup)),
-        environment=environment.effective(caller, app.env_file, env, injected),
+        environment=environment.effective(caller, app.env_file, env, injected, terminal=app.tty),
         ready=_probe(app.ready, lookup, f"apps.{app.name}.ready"),
         alive=_probe(app.alive, lookup, f"apps.{app.name}.alive"),
     )

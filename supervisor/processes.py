@@ -230,6 +230,26 @@ def command_line(pid: int) -> str:
     return b" ".join(words).decode(errors="replace").strip() or f"pid {pid}"
 
 
+def holders(descriptor: int) -> list[int]:
+    """Return the other processes that have what a descriptor of this one is open, such as a pipe.
+
+    Only those that can be looked into. Costs a look at every descriptor of the machine.
+    """
+    found = os.readlink(f"/proc/self/fd/{descriptor}")
+    return [pid for pid in all_pids() if pid != os.getpid() and found in _open_files(pid)]
+
+
+def _open_files(pid: int) -> set[str]:
+    links: set[str] = set()
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:
+        pass  # it is gone, or somebody else's
+    return links
+
+
 def open_pidfd(process: ProcessId) -> int | None:
     """Open a pidfd that is certain to be of `process`; None if that one is gone."""
     try:

@@ -20,11 +20,16 @@ class Reporter:
     """Says what happens to apps and sidecars, each thing once."""
 
     def __init__(
-        self, timeline: Timeline, journal: Journal, last_lines: Callable[[str], list[str]]
+        self,
+        timeline: Timeline,
+        journal: Journal,
+        last_lines: Callable[[str], list[str]],
+        mark: Callable[[str, int, str], None],
     ) -> None:
         self._timeline = timeline
         self._journal = journal
         self._last_lines = last_lines
+        self._mark = mark
         self._hinted: set[tuple[str, str]] = set()
 
     # Apps.
@@ -36,7 +41,12 @@ class Reporter:
         name = instance.name
         if isinstance(event, events.Exited):
             self._timeline.add("exited", name, f"{name} ended: {after.exit}")
+            self._mark(name, after.restarts, f"ended: {after.exit}")
+        if isinstance(event, events.SpawnFailed):
+            self._mark(name, before.restarts, f"could not be started: {event.reason}")
         if before.pid is None and after.pid is not None:
+            nth = f" (restart {after.restarts})" if after.restarts else ""
+            self._mark(name, after.restarts, f"started, pid {after.pid}{nth}")
             self._timeline.add("started", name, f"{name} started, pid {after.pid}")
             port = instance.port or None
             self._journal.info(f"{name} started", pid=after.pid, port=port)
@@ -96,6 +106,11 @@ class Reporter:
         message = f"{name} {what} ({after.reason}), {loop}next try in {in_s:.1f} s"
         self._timeline.add(after.phase.shown, name, message)
         self._journal.warning(message)
+
+    def output_held(self, name: str, message: str) -> None:
+        """Say who keeps the output of an app that has ended: what they write is lost."""
+        self._timeline.add("output-held", name, f"{name} has ended, but {message}")
+        self._journal.warning(f"{name} has ended, but {message}")
 
     def _show_last_lines(self, name: str) -> None:
         lines = self._last_lines(name)

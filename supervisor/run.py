@@ -51,6 +51,7 @@ from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.standing import Standing
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.window import Window
 
 __all__ = [
     "KILL_S",
@@ -90,10 +91,11 @@ class Run:
         self.logs = logs
         self.started_at = time.time()
         self.bell = Bell()
+        self.window = Window()
         self.stopping = False
         self._launcher = launcher
         self._journal = journal
-        self._reporter = Reporter(timeline, journal, logs.last)
+        self._reporter = Reporter(timeline, journal, logs.last, logs.mark)
         launcher.cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
         self.fleet = Fleet(
             prepared.plan,
@@ -164,7 +166,14 @@ class Run:
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
         return bodies.AppBody(
-            self._launcher, instance, folder, self.prepared.state, self.logs.write
+            self._launcher,
+            instance,
+            folder,
+            self.prepared.state,
+            self.logs.write,
+            self._reporter.output_held,
+            lambda: self.apps[instance.name].status.restarts,
+            self.window,
         )
 
     def _new_session(self, instance: Instance) -> Callable[[int], Session]:
@@ -528,6 +537,10 @@ class Run:
     def resume_output(self) -> None:
         """Take the apps' output again."""
         self.fleet.resume_output()
+
+    def finish_output(self) -> None:
+        """Take what is left of the apps' output: all of them have ended."""
+        self.fleet.finish_output()
 
 
 def _all_final(apps: Iterable[Runner]) -> bool:

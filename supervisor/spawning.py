@@ -45,7 +45,8 @@ class AppSpec(msgspec.Struct, frozen=True, kw_only=True, tag="app"):
 
     Words, folder and environment are bytes: what the caller's environment has need not be UTF-8.
     `limits` maps a number of `resource.RLIMIT_*` to its soft and hard value, `nice` is that of
-    setpriority(2). With a `cgroup`, its own, it must get in there if `confined`.
+    setpriority(2). With a `cgroup`, its own, it must get in there if `confined`. With `terminal`
+    stdin is one, and becomes that of its session.
     """
 
     name: str
@@ -57,6 +58,7 @@ class AppSpec(msgspec.Struct, frozen=True, kw_only=True, tag="app"):
     credentials: Credentials | None = None
     cgroup: str | None = None
     confined: bool = False
+    terminal: bool = False
 
 
 class SidecarSpec(msgspec.Struct, frozen=True, kw_only=True, tag="sidecar"):

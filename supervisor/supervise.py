@@ -19,7 +19,7 @@ from meshrun.supervisor.console import Console
 from meshrun.supervisor.ends import EndRule
 from meshrun.supervisor.journal import Journal, open_journal
 from meshrun.supervisor.launching import Launcher
-from meshrun.supervisor.logs import MESH, Line, Logs
+from meshrun.supervisor.logs import MESH, Logs, Output
 from meshrun.supervisor.painter import Painter
 from meshrun.supervisor.preparation import Prepared
 from meshrun.supervisor.run import KILL_S, Run
@@ -27,6 +27,7 @@ from meshrun.supervisor.sdnotify import Contact
 from meshrun.supervisor.service_manager import ServiceManager
 from meshrun.supervisor.statedir import CONTROL_SOCKET
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.window import Window, size_of
 
 __all__ = ["EXIT_BROKEN", "supervise"]
 
@@ -87,6 +88,7 @@ async def supervise(
     colour = foreground and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     log = _Log(prepared, foreground=foreground, colour=colour)
     timeline = Timeline(prepared.database.add_events, time.time)
+    log.on_lost = lambda text: timeline.add("logs-lost", "mesh", text)
     run = Run(prepared, launcher, log.journal, timeline, log.logs)
     # Whoever started this program by exec(2) may have had children, which are none of the run's.
     others = set(processes.children(os.getpid())) - {launcher.pid}
@@ -99,6 +101,8 @@ async def supervise(
         lost.set()
         ending.decide(EXIT_BROKEN)
 
+    if foreground:
+        _follow_window(run.window, sys.stdout.fileno())
     launcher.attach(launcher_lost)
     for number in EXIT_BY_SIGNAL:
         if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -126,6 +130,7 @@ async def supervise(
         log.journal.error("the launcher has ended: the run is over, everything is ended")
         code = EXIT_BROKEN
         _end_everything(others)
+    run.finish_output()
     timeline.add("down", "mesh", "the mesh was stopped")
     timeline.flush()
     await api.close()
@@ -133,6 +138,15 @@ async def supervise(
     manager.close()
     log.close()
     return code
+
+
+def _follow_window(window: Window, terminal: int) -> None:
+    """Give the apps' terminals the size of this one, now and when it changes."""
+    if os.isatty(terminal):
+        window.resize(size_of(terminal))
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGWINCH, lambda: window.resize(size_of(terminal))
+        )
 
 
 async def _until_over(run: Run, rule: EndRule, ending: _Ending, journal: Journal) -> None:
@@ -217,6 +231,7 @@ class _Log:
     def __init__(self, prepared: Prepared, *, foreground: bool, colour: bool) -> None:
         self.on_full: Callable[[], None] = lambda: None
         self.on_free: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[str], object] = lambda _: None
         self.logs = Logs(prepared.state, time.time, self._complain)
         self._console: Console | None = None
         if foreground:
@@ -233,9 +248,10 @@ class _Log:
     def _console_free(self) -> None:
         self.on_free()
 
-    def _show(self, lines: list[Line]) -> None:
-        if self._console is not None and lines[0].instance != MESH:
-            self._console.show(lines)
+    def _show(self, output: Output) -> None:
+        # Starts and ends are said there already, by meshrun itself.
+        if self._console is not None and output.instance != MESH and output.source != "marker":
+            self._console.show(output.instance, output.contents)
 
     def _say(self, text: str) -> None:
         self.logs.write(MESH, "stdout", text.encode(errors="replace").splitlines())
@@ -243,6 +259,7 @@ class _Log:
             self._console.say(text)
 
     def _complain(self, text: str) -> None:
+        self.on_lost(text)
         if self._console is not None:
             self._console.say(f"error: {text}")
 

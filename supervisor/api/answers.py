@@ -1,8 +1,10 @@
 """What every handler needs: JSON in and out, the run, errors as text that users are shown."""
 
+import asyncio
+import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -12,7 +14,9 @@ from meshrun.supervisor.run import Run
 
 __all__ = [
     "END",
+    "FOLLOWERS",
     "RUN",
+    "Followers",
     "Handler",
     "Lines",
     "Peer",
@@ -27,6 +31,9 @@ __all__ = [
 RUN: web.AppKey[Run] = web.AppKey("run", Run)
 # Called when somebody wants the run to end.
 END: web.AppKey[Callable[[], None]] = web.AppKey("end")
+
+# Who follows the logs, and reads them to their end when the run is over.
+FOLLOWERS: web.AppKey["Followers"] = web.AppKey("followers")
 
 HIGHEST_NUMBER = 1_000_000_000
 
@@ -80,7 +87,9 @@ def want(request: web.Request, name: str) -> str:
     return value
 
 
-def want_number(request: web.Request, name: str, default: float | None) -> float | None:
+def want_number(
+    request: web.Request, name: str, default: float | None, highest: int = HIGHEST_NUMBER
+) -> float | None:
     """Return a query parameter as a number of zero or more, `default` if it is not there."""
     text = request.query.get(name)
     if text is None:
@@ -89,9 +98,38 @@ def want_number(request: web.Request, name: str, default: float | None) -> float
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= HIGHEST_NUMBER:
-        raise web.HTTPBadRequest(text=f"{name} must be from 0 to {HIGHEST_NUMBER}, not {text}")
+    if not 0 <= number <= highest:
+        raise web.HTTPBadRequest(text=f"{name} must be from 0 to {highest}, not {text}")
     return number
+
+
+class Followers:
+    """Those who read the logs as they grow, and must hear that they grow no more."""
+
+    def __init__(self) -> None:
+        self._bells: dict[asyncio.Event, asyncio.Event] = {}
+        self.over = False
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[asyncio.Event]:
+        """Be one of them within the block; the event is set when something changes."""
+        bell, gone = asyncio.Event(), asyncio.Event()
+        self._bells[bell] = gone
+        try:
+            yield bell
+        finally:
+            del self._bells[bell]
+            gone.set()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Have them read what there is and leave; whoever does not read on is not waited for."""
+        self.over = True
+        for bell in self._bells:
+            bell.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for gone in list(self._bells.values()):
+                    await gone.wait()
 
 
 class Lines:
@@ -108,7 +146,7 @@ class Lines:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def send(self, values: list[object]) -> None:
+    async def send(self, values: Sequence[object]) -> None:
         """Send values; raises ConnectionResetError when the caller has gone."""
         encoded = b"".join(msgspec.json.encode(value) + b"\n" for value in values)
         await self._response.write(encoded)

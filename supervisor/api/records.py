@@ -1,18 +1,28 @@
 """What was said, what happened and what went over the mesh, from the past into the present."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection
 
 import msgspec
 from aiohttp import web
 
 from meshrun.proxy.intentions import WILDCARD
-from meshrun.supervisor import access, logs
+from meshrun.supervisor import access, logreading, logs
 from meshrun.supervisor.access import Entries, Entry
-from meshrun.supervisor.api.answers import RUN, Handler, Lines, problem, want, want_number
+from meshrun.supervisor.api.answers import (
+    FOLLOWERS,
+    RUN,
+    Handler,
+    Lines,
+    problem,
+    want,
+    want_number,
+)
 from meshrun.supervisor.happening import Happening
+from meshrun.supervisor.logreading import LogLine
 from meshrun.supervisor.run import Run
-from meshrun.supervisor.statedir import StateDir
 
 __all__ = ["ROUTES"]
 
@@ -21,6 +31,8 @@ BACKLOG_LINES = 50_000
 BACKLOG_BYTES = 4 * 1024 * 1024
 # What an entry of the access log takes besides its longest texts.
 ENTRY_BYTES = 1024
+# The end of the year 9999.
+MOST_SECONDS = 253_402_300_799
 
 
 class _Feed:
@@ -91,42 +103,67 @@ def _want_last(request: web.Request) -> int | None:
     return None if number is None else int(number)
 
 
-def _line(line: logs.Line) -> dict[str, object]:
-    return {"at": line.at, "instance": line.instance, "stream": line.stream, "text": line.text}
-
-
-def _past(state: StateDir, ends: Mapping[str, logs.End | None], last: int | None) -> list[object]:
-    lines = [
-        line
-        for name, end in ends.items()
-        if end is not None
-        for line in logs.tail(state, name, last, end)
-    ]
-    lines.sort(key=lambda line: line.at)
-    return [_line(line) for line in lines]
-
-
 async def show_logs(request: web.Request) -> web.StreamResponse:
-    """Stream the output of apps."""
+    """Stream the output of apps: from the files, so that who reads slowly costs and loses nothing.
+
+    A follower of an app hears of its new instances, too; one of all apps of every new instance.
+    """
     run = request.app[RUN]
-    names = set(run.resolve(request.query.getall("app", [])))
+    wanted = request.query.getall("app", [])
+    since = want_number(request, "since", None, highest=MOST_SECONDS)
     last = _want_last(request)
     state = run.prepared.state
-    # The past ends here and a follower begins here, however long the past takes to read: no line
-    # is lost or shown twice, and the run goes on meanwhile.
-    ends = {name: logs.end(state, name) for name in names}
-    past = asyncio.to_thread(_past, state, ends, last)
+    names = await asyncio.to_thread(_chosen, run, wanted)
+    following = _follows(request)
+    begun = time.time()
+    followers = request.app[FOLLOWERS]
+    lines = Lines(request)
+    with contextlib.ExitStack() as kept:
+        bell = kept.enter_context(followers.joined())
 
-    def subscribe(feed: _Feed) -> Callable[[], None]:
-        def put(lines: list[logs.Line]) -> None:
-            chosen = [line for line in lines if line.instance in names]
-            if chosen:
-                size = sum(len(line.content) for line in chosen)
-                feed.put([_line(line) for line in chosen], size)
+        def hear(output: logs.Output) -> None:
+            if output.instance not in known and logreading.is_meant(output.instance, wanted):
+                new.append(output.instance)
+            bell.set()
 
-        return run.logs.follow(put)
+        known = {*names, logs.MESH}
+        new: list[str] = []
+        if following:
+            kept.callback(run.logs.follow(hear))
+        reader = logreading.Reader(state, following=following)
+        kept.callback(reader.close)
+        kept.enter_context(contextlib.suppress(ConnectionResetError))  # gone, as followers go
+        await asyncio.to_thread(reader.add, names, last=last, since=since)
+        async with lines:
+            while True:
+                # Before the read: what comes during it is read with the next one.
+                over = followers.over or not following
+                bell.clear()
+                if new:
+                    reader.add(new, since=begun)
+                    known.update(new)
+                    new.clear()
+                read = await asyncio.to_thread(reader.read)
+                if read:
+                    await lines.send([LogLine.of(line) for line in read])
+                elif over:
+                    break
+                else:
+                    await bell.wait()
+    return lines.response
 
-    return await _stream(request, past, subscribe, following=_follows(request))
+
+def _chosen(run: Run, wanted: Collection[str]) -> list[str]:
+    """Return the instances that are meant, also those that ran earlier where they are named.
+
+    Raises UnknownNameError.
+    """
+    if not wanted:
+        return run.resolve(())
+    stored = logreading.instances(run.prepared.state)
+    found = [name for name in stored if logreading.is_meant(name, wanted)]
+    unknown = [name for name in wanted if not any(logreading.is_meant(i, [name]) for i in found)]
+    return list(dict.fromkeys([*found, *(run.resolve(unknown) if unknown else ())]))
 
 
 async def show_events(request: web.Request) -> web.StreamResponse:
@@ -164,7 +201,7 @@ async def show_access(request: web.Request) -> web.StreamResponse:
     run.resolve(names)  # raises for a name that nothing has
     last = _want_last(request)
     state = run.prepared.state
-    end = logs.end(state, logs.ACCESS)
+    end = logreading.end(state, logs.ACCESS)
     following = _follows(request)
     if not run.access.logging and (end is None or following):
         return problem(409, "there is no access log: set mesh.access_log = true in mesh.toml")

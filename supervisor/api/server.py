@@ -16,23 +16,35 @@ from meshrun.supervisor.api import (
     oneoffs,
     records,
 )
-from meshrun.supervisor.api.answers import END, RUN, Handler, caller, problem
+from meshrun.supervisor.api.answers import (
+    END,
+    FOLLOWERS,
+    RUN,
+    Followers,
+    Handler,
+    caller,
+    problem,
+)
 from meshrun.supervisor.errors import ConfigError, MeshrunError, StoppingError, UnknownNameError
 from meshrun.supervisor.run import Run
 
 __all__ = ["Server", "serve"]
 
 BODY_LIMIT_BYTES = 1024 * 1024
+# How long a run that is over still tells its last lines to whoever follows them.
+LAST_LINES_S = 1.0
 
 
 class Server:
     """The running API server."""
 
-    def __init__(self, runner: web.AppRunner) -> None:
+    def __init__(self, runner: web.AppRunner, followers: Followers) -> None:
         self._runner = runner
+        self._followers = followers
 
     async def close(self) -> None:
         """Stop answering; whoever still follows a stream sees its end."""
+        await self._followers.finish(LAST_LINES_S)
         await self._runner.cleanup()
 
 
@@ -61,6 +73,7 @@ async def serve(run: Run, control: socket.socket, end: Callable[[], None]) -> Se
     application = web.Application(middlewares=[_guard], client_max_size=BODY_LIMIT_BYTES)
     application[RUN] = run
     application[END] = end
+    followers = application[FOLLOWERS] = Followers()
     for module in (instances, changes, oneoffs, records, certificates, intentions, metrics):
         for method, path, handler in module.ROUTES:
             application.router.add_route(method, path, handler)
@@ -71,4 +84,4 @@ async def serve(run: Run, control: socket.socket, end: Callable[[], None]) -> Se
     )
     await runner.setup()
     await web.SockSite(runner, control).start()
-    return Server(runner)
+    return Server(runner, followers)

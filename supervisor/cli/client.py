@@ -15,7 +15,6 @@ from meshrun.supervisor.cli.records import (
     Explanation,
     InstanceRow,
     Leaf,
-    LogLine,
     OneOff,
     Outcome,
     Root,
@@ -27,6 +26,7 @@ from meshrun.supervisor.cli.request_options import Asking
 from meshrun.supervisor.cli.transport import Response, TransportError, exchange
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
 from meshrun.supervisor.intention_json import IntentionRecord, PermissionRecord
+from meshrun.supervisor.logreading import LogLine
 from meshrun.supervisor.statedir import StateDir
 
 __all__ = ["ApiError", "Client"]
@@ -107,9 +107,18 @@ class Client:
         """Tell the run to end."""
         return self._ask("POST", "/v1/meshrun/down", Stopping)
 
-    def logs(self, names: Sequence[str], last: int | None, *, follow: bool) -> Iterator[LogLine]:
-        """Yield lines of output, with `follow` until the run ends."""
+    def logs(
+        self,
+        names: Sequence[str],
+        last: int | None,
+        *,
+        follow: bool,
+        since: float | None = None,
+    ) -> Iterator[LogLine]:
+        """Yield lines of output since a wall-clock time, with `follow` until the run ends."""
         query = [("app", name) for name in names] + _last(last, follow=follow)
+        if since is not None:
+            query.append(("since", f"{since:.6f}"))
         return self._stream("/v1/meshrun/logs", LogLine, query, follow=follow)
 
     def events(self, last: int | None, *, follow: bool) -> Iterator[Event]:

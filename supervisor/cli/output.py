@@ -10,8 +10,12 @@ import msgspec
 
 from meshrun.supervisor.cli.names import complete_app
 from meshrun.supervisor.cli.place import Place
-from meshrun.supervisor.cli.records import Event, LogLine
+from meshrun.supervisor.cli.records import Event
+from meshrun.supervisor.cli.since_option import Since
 from meshrun.supervisor.errors import MeshrunError, NotRunningError
+from meshrun.supervisor.lines import Piece
+from meshrun.supervisor.logreading import LogLine, Reader, instances, is_meant
+from meshrun.supervisor.statedir import StateDir
 
 __all__ = ["events", "logs"]
 
@@ -43,6 +47,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print an object a 
     help="Only the last N lines of each instance.",
 )
 @click.option(
+    "--since",
+    metavar="TIME",
+    type=Since(),
+    help="Only lines since so long ago (5m), or since a time (2026-11-24T13:05).",
+)
+@click.option(
     "--access",
     is_flag=True,
     help="The access log (mesh.access_log): each request and connection that is over.",
@@ -54,22 +64,27 @@ def logs(
     apps: tuple[str, ...],
     follow: bool,
     last: int | None,
+    since: float | None,
     access: bool,
     as_json: bool,
 ) -> None:
     """Print what the apps wrote, each line after the name of its instance.
 
-    APP is an app (`web`) or one instance (`web.1`); none means all. Without -f this works after
-    the mesh has ended, too. With --access, APP is who called or was called, and -n counts all
-    lines together.
+    APP is an app (`web`) or one instance (`web.1`); none means all. This works after the mesh has
+    ended, too. A line of meshrun's own (`---`) says where an instance started and ended; -n does
+    not count those. With --access, APP is who called or was called, and -n counts all lines
+    together.
 
     \b
     meshrun logs -f               everything, as it comes
     meshrun logs -n 20 web api.2  the last 20 lines of each instance
+    meshrun logs --since 5m       the last five minutes
     meshrun logs --access -f web  the requests from and to web
     """
     running = place.running()
     if access:
+        if since is not None:
+            raise click.UsageError("--since is not for --access; use -n")
         from meshrun.supervisor.cli.access_lines import print_access
 
         if running is not None:
@@ -81,14 +96,13 @@ def logs(
         print_access(entries, as_json=as_json, dates=True)
         return
     if running is not None:
-        names = _chosen([row.instance for row in running.instances()], apps)
-        lines: Iterable[LogLine] = running.logs(apps, last, follow=follow)
-    elif follow:
-        raise NotRunningError(
-            "cannot follow the logs: no mesh runs here (without -f the last run's are printed)"
-        )
+        rows = [row.instance for row in running.instances()]
+        names = _chosen(rows, apps) if not apps else _chosen([*rows, *_stored(place)], apps)
+        lines: Iterable[LogLine] = running.logs(apps, last, follow=follow, since=since)
     else:
-        names, lines = _stored_lines(place, apps, last)
+        names, lines = _stored_lines(place, apps, last, since)
+        if follow:
+            click.echo("meshrun: no mesh runs here: these are the lines of the last run", err=True)
     if as_json:
         _print_json(lines)
     else:
@@ -141,41 +155,42 @@ def _chosen(known: Sequence[str], apps: Sequence[str]) -> list[str]:
             from meshrun.supervisor.suggest import hint
 
             raise MeshrunError(f"there are no logs of {app}{hint(app, [*known, *services])}")
-    return [
-        name
-        for name, service in zip(known, services, strict=True)
-        if not apps or name in apps or service in apps
-    ]
+    return [name for name in dict.fromkeys(known) if is_meant(name, apps)]
+
+
+def _stored(place: Place) -> list[str]:
+    return instances(place.open_state())
 
 
 def _stored_lines(
-    place: Place, apps: Sequence[str], last: int | None
+    place: Place, apps: Sequence[str], last: int | None, since: float | None
 ) -> tuple[list[str], Iterator[LogLine]]:
-    import heapq
-
-    from meshrun.supervisor import logs as stored
-
     try:
         state = place.open_state()
     except NotRunningError as error:
         raise NotRunningError(f"there are no logs: {error}") from error
-    names = _chosen(stored.instances(state), apps)
-    # Each file is in the order of its times; sorting by them keeps the order within a file.
-    found = heapq.merge(
-        *(stored.tail(state, name, last) for name in names), key=lambda line: line.at
-    )
-    return names, (LogLine(line.at, line.instance, line.stream, line.text) for line in found)
+    names = _chosen(instances(state), apps)
+    return names, _read(state, names, last, since)
+
+
+def _read(
+    state: StateDir, names: Sequence[str], last: int | None, since: float | None
+) -> Iterator[LogLine]:
+    reader = Reader(state)
+    reader.add(names, last=last, since=since)
+    while lines := reader.read():
+        yield from map(LogLine.of, lines)
 
 
 def _stored_access(place: Place, apps: Sequence[str], last: int | None) -> list[bytes]:
-    from meshrun.supervisor import access
-    from meshrun.supervisor import logs as stored
+    from meshrun.supervisor import access, logreading
+    from meshrun.supervisor.logs import ACCESS
 
     try:
         state = place.open_state()
     except NotRunningError as error:
         raise NotRunningError(f"there is no access log: {error}") from error
-    if stored.end(state, stored.ACCESS) is None:
+    if logreading.end(state, ACCESS) is None:
         raise MeshrunError("there is no access log: set mesh.access_log = true in mesh.toml")
     return access.tail(state, apps, last)
 
@@ -201,8 +216,12 @@ def _print_lines(lines: Iterable[LogLine], names: Sequence[str]) -> None:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     painter = Painter(names, colour=colour)
     for line in lines:
-        content = line.text.encode(errors="replace")
-        sys.stdout.buffer.write(painter.paint(line.instance, content))
+        content = line.line.encode(errors="replace")
+        if line.stream == "marker":
+            painted = painter.mark(line.instance, content)
+        else:
+            painted = painter.paint(line.instance, [Piece(content) if line.partial else content])
+        sys.stdout.buffer.write(painted)
         sys.stdout.buffer.flush()
 
 

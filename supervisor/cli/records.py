@@ -1,7 +1,6 @@
 """What the API of a running mesh answers, as the commands read it; fields not named are ignored."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 
@@ -14,7 +13,6 @@ __all__ = [
     "Explanation",
     "InstanceRow",
     "Leaf",
-    "LogLine",
     "OneOff",
     "Outcome",
     "Root",
@@ -106,15 +104,6 @@ class Stopping(msgspec.Struct, frozen=True):
     """The process whose end is the end of the run."""
 
     pid: int
-
-
-class LogLine(msgspec.Struct, frozen=True):
-    """A line of output; `at` in wall-clock seconds."""
-
-    at: float
-    instance: str
-    stream: Literal["stdout", "stderr"]
-    text: str
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -192,6 +192,7 @@ class App:
     `port` is None to have one allocated, 0 for an app that takes no calls. `workers` is how many
     processes the sidecar of each instance has, `max_connections` how many connections an instance
     may get through it at the same time, `idle_timeout_s` when one on which nothing moves is cut.
+    `tty` is whether it writes to a terminal.
     """
 
     name: str
@@ -213,6 +214,7 @@ class App:
     stop: Stop = Stop()
     limits: Limits = Limits()
     account: Account | None = None
+    tty: bool = False
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None

@@ -63,9 +63,9 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "alive", "restart", "stop", "connect_timeout"),
-    *("max_connections", "idle_timeout", "limits", "user"),
+    *("max_connections", "idle_timeout", "limits", "user", "tty"),
 )
-APP_KEYS_LATER = (*("watch", "tty", "hooks", "every"),)
+APP_KEYS_LATER = (*("watch", "hooks", "every"),)
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
@@ -144,6 +144,7 @@ def read_app(
         stop=_read_stop(table),
         limits=read_limits(table, machine),
         account=read_user(table, machine),
+        tty=table.read("tty", boolean, False),
         connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),
         max_connections=_read_max_connections(table),
         idle_timeout_s=_read_idle_timeout(table),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.mesh import Mesh
+from support.output import written
 from support.repeated import ask_over_tcp
 
 from meshrun.supervisor.cli.records import InstanceRow
@@ -183,9 +184,7 @@ def test_the_last_line_is_kept_though_it_has_no_end(tmp_path: Path) -> None:
         assert foreground.wait() == 0
         assert "app.1   | last" in foreground.lines
         assert foreground.lines.index("app.1   | first") < foreground.lines.index("app.1   | last")
-        assert [line.split(" | ")[-1] for line in mesh.cli("logs", check=True).stdout.splitlines()][
-            -2:
-        ] == ["first", "last"]
+        assert written(mesh, "app.1") == ["first", "last"]
 
 
 def test_the_rest_of_the_session_is_ended_before_the_next_start(tmp_path: Path) -> None:

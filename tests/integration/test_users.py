@@ -41,7 +41,7 @@ def scripts() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="meshrun-"))
     try:
         folder.chmod(0o755)
-        for name in ("spy.py", "idle.py"):
+        for name in ("spy.py", "idle.py", "talker.py"):
             shutil.copy(APPS / name, folder / name)
         (folder / "python").symlink_to(interpreter(SPY.pw_uid))
         yield folder
@@ -49,7 +49,7 @@ def scripts() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def config(scripts: Path, *, spy: str) -> str:
+def config(scripts: Path, *, spy: str, more: str = "") -> str:
     assert SPY is not None
     assert VICTIM is not None
     return f"""
@@ -66,6 +66,7 @@ user = "{SPY.pw_name}"
 port = 0
 restart = "never"
 depends_on = ["victim"]
+{more}
 """
 
 
@@ -114,6 +115,35 @@ def test_an_app_is_its_user_in_all_things_and_keeps_what_ends_it(
         mesh.kill(run.supervisor.pid)
         await_any_exit([run.supervisor.process], PATIENCE_S)
         mesh.down()
+
+
+def test_the_terminal_of_an_app_is_its_user_s_and_nobody_else_s(
+    tmp_path: Path, scripts: Path
+) -> None:
+    assert SPY is not None
+    assert VICTIM is not None
+    with Mesh(tmp_path, config(scripts, spy="talker.py terminal", more="tty = true")) as mesh:
+        mesh.up()
+        mesh.wait_for(lambda _: "size 80x24" in mesh.output("spy.1"))
+        assert mesh.output("spy.1")[:3] == [
+            "terminals True True True",
+            "leader True",
+            "controlling terminal",
+        ]
+        terminal = os.readlink(f"/proc/{mesh.instance('spy.1').pid}/fd/1")
+        assert os.stat(terminal).st_uid == SPY.pw_uid
+        opened = f"import os; os.open('{terminal}', os.O_RDWR | os.O_NOCTTY)"
+        for user, code in ((SPY, 0), (VICTIM, 1)):
+            done = subprocess.run(
+                [scripts / "python", "-S", "-c", opened],
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=[],
+                cwd="/",
+                capture_output=True,
+                check=False,
+            )
+            assert done.returncode == code, done.stderr
 
 
 def test_a_sidecar_of_root_is_nobody_that_an_app_can_be_and_hides(

@@ -132,10 +132,15 @@ def within(folder: Path | None) -> list[str]:
 
 
 class Terminal:
-    """`meshrun up` in a terminal of its own, which can be closed as a window is."""
+    """`meshrun up` in a terminal of its own, which can be resized and closed as a window is."""
 
-    def __init__(self, mesh: Mesh, *, by_shell: bool = False) -> None:
+    def __init__(
+        self, mesh: Mesh, *, by_shell: bool = False, rows: int = 24, columns: int = 80
+    ) -> None:
         self._master, slave = pty.openpty()
+        self.resize(rows, columns)
+        self._text = ""
+        self._news = threading.Condition()
         command = [*mesh.command, "up"]
         if by_shell:
             command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
@@ -166,10 +171,24 @@ class Terminal:
             if self._closing in ready:
                 return
             try:
-                if not os.read(self._master, 65536):
-                    return
+                data = os.read(self._master, 65536)
             except OSError:  # EIO: the other side is gone
+                data = b""
+            if not data:
                 return
+            with self._news:
+                self._text += data.decode(errors="replace")
+                self._news.notify_all()
+
+    def await_text(self, part: str) -> None:
+        """Wait until something has been shown."""
+        with self._news:
+            shown = self._news.wait_for(lambda: part in self._text, PATIENCE_S)
+        assert shown, f'no "{part}" in:\n{self._text}'
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the window another size."""
+        termios.tcsetwinsize(self._master, (rows, columns))
 
     def close(self) -> None:
         """Close the window: the kernel tells whoever leads its session."""

@@ -255,7 +255,8 @@ class Mesh:
 
     def output(self, instance: str) -> list[str]:
         """Return the lines that an instance has written so far."""
-        return [line.text for line in self.client.logs([instance], None, follow=False)]
+        lines = self.client.logs([instance], None, follow=False)
+        return [line.line for line in lines if line.stream != "marker"]
 
     # Waiting for something.
 

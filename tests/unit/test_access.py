@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshrun.proxy.messages import Record, Recorded
-from meshrun.supervisor import access, logs, plan
+from meshrun.supervisor import access, logreading, logs, plan
 from meshrun.supervisor.access import Access, Entry, Lost
 from meshrun.supervisor.configuration.model import App, Configuration, Mesh, UpstreamReference
 from meshrun.supervisor.logs import ACCESS, Logs
@@ -173,7 +173,7 @@ def test_the_log_is_turned_over_as_the_others_are(
         "access.log.1",
     ]
     assert 2 <= len(access.tail(state, (), None)) < 10
-    assert logs.instances(state) == []
+    assert logreading.instances(state) == []
 
 
 def test_without_a_log_only_those_record_who_may_see_what_is_tapped(
@@ -194,7 +194,7 @@ def test_without_a_log_only_those_record_who_may_see_what_is_tapped(
     leave_web()
     assert recording() == set()
     taps.take(INSTANCES["db"], recorded("web"))
-    assert logs.end(state, ACCESS) is None
+    assert logreading.end(state, ACCESS) is None
 
 
 def test_with_a_log_everybody_records(files: Logs) -> None:

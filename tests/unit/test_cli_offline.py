@@ -248,20 +248,33 @@ class TestOutput:
         )
         assert out_of(capsys, "logs", "web", "-n1") == "web.1   | \ufffd\n"
         assert json.loads(out_of(capsys, "logs", "cache.1", "-n", "1", "-json")) == {
-            "at": 3.0,
+            "time": "1970-01-01T00:00:03Z",
+            "app": "cache",
             "instance": "cache.1",
             "stream": "stderr",
-            "text": "three",
+            "restarts": 2,
+            "line": "three",
         }
+        assert out_of(capsys, "logs", "--since", "1970-01-01T00:00:03Z") == (
+            "cache.1 | three\nweb.1   | \ufffd\n"
+        )
 
     @staticmethod
     def _write_logs(folder: Path) -> None:
-        times = iter([1.0, 2.0, 3.0, 4.0])
+        now = [0.0]
+
+        def tick() -> float:
+            return now[0]
+
         with state_of(folder) as state:
-            logs = Logs(state, lambda: next(times), pytest.fail)
+            logs = Logs(state, tick, pytest.fail)
+            now[0] = 1.0
             logs.write("cache.1", "stdout", [b"one"])
+            now[0] = 2.0
             logs.write("web.1", "stdout", [b"two"])
-            logs.write("cache.1", "stderr", [b"three"])
+            now[0] = 3.0
+            logs.write("cache.1", "stderr", [b"three"], 2)
+            now[0] = 4.0
             logs.write("web.1", "stdout", [b"\xff"])
             logs.close()
 
@@ -276,6 +289,15 @@ class TestOutput:
         for command in (["logs"], ["logs", "--access"], ["events"]):
             assert cli.run([*command, "-f"]) == 1
         assert capsys.readouterr().err.count("no mesh runs here") == 3
+
+    def test_following_what_has_ended_prints_it_and_says_so(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self._write_logs(folder)
+        assert cli.run(["logs", "-f", "cache"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "cache.1 | one\ncache.1 | three\n"
+        assert "no mesh runs here: these are the lines of the last run" in printed.err
 
     def test_events_are_kept(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         denied = Happening(at=1.5, kind="denied", subject="db", message="no", count=3)

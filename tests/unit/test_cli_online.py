@@ -90,8 +90,21 @@ LEAF = {
     "issued_at": 1.0,
 }
 LINES = [
-    {"at": 1.0, "instance": "web.1", "stream": "stdout", "text": "hello"},
-    {"at": 2.0, "instance": "job.1", "stream": "stderr", "text": "oh"},
+    {
+        "time": "2026-11-24T12:00:00.500000Z",
+        "app": app,
+        "instance": f"{app}.1",
+        "stream": stream,
+        "restarts": 1,
+        "line": line,
+        **more,
+    }
+    for app, stream, line, more in (
+        ("web", "marker", "started, pid 7", {}),
+        ("web", "stdout", "hel", {"partial": True}),
+        ("web", "stdout", "lo", {}),
+        ("job", "stderr", "oh", {}),
+    )
 ]
 
 
@@ -235,10 +248,43 @@ def test_another_versions_answer_is_an_error(api: Api, shell: Shell) -> None:
 
 def test_logs_are_aligned(api: Api, shell: Shell) -> None:
     api.answers["GET /v1/meshrun/logs"] = (200, "\n".join(map(json.dumps, LINES)).encode())
-    assert shell("logs") == (0, "web.1   | hello\njob.1   | oh\n", "")
+    shown = "web.1   | --- started, pid 7\nweb.1   | hel…\nweb.1   | lo\njob.1   | oh\n"
+    assert shell("logs") == (0, shown, "")
     assert shell("logs -fn 3 web job.1")[0] == 0
     assert api.asked[-1][1] == "app=web&app=job.1&n=3&follow=1"
     assert [json.loads(line) for line in shell("logs -json")[1].splitlines()] == LINES
+
+
+@pytest.mark.parametrize(
+    ("written", "since"),
+    [
+        ("2026-11-24T12:00:00.25Z", 1_795_521_600.25),
+        ("2026-11-24 12:00+00:00", 1_795_521_600.0),
+        ("1970-01-01T00:00:00Z", 0.0),
+    ],
+)
+def test_logs_since_a_time(api: Api, shell: Shell, written: str, since: float) -> None:
+    api.answers["GET /v1/meshrun/logs"] = (200, b"")
+    assert cli.run(["logs", "--since", written]) == 0
+    assert api.asked[-1][1] == f"since={since:.6f}"
+
+
+def test_logs_since_so_long_ago(api: Api, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.answers["GET /v1/meshrun/logs"] = (200, b"")
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    assert shell("logs -since 5m")[0] == 0
+    assert api.asked[-1][1] == "since=700.000000"
+    assert shell("logs -since 24h")[0] == 0
+    assert api.asked[-1][1] == "since=0.000000"
+
+
+@pytest.mark.parametrize("written", ["soon", "5", "2026-13-01", "-5m", "9999-99-99T00:00"])
+def test_logs_since_nonsense(shell: Shell, written: str) -> None:
+    code, _, said = shell(f"logs --since={written}")
+    assert code == 2
+    assert "neither a duration such as 5m or 24h nor a time such as 2026-11-24T13:05" in said
+    code, _, said = shell("logs --access --since 5m")
+    assert (code, "--since is not for --access" in said) == (2, True)
 
 
 def test_logs_of_an_unknown_app(api: Api, shell: Shell) -> None:

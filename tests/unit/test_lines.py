@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrun.supervisor.lines import LineSplitter
+from meshrun.supervisor.lines import LineSplitter, Piece
 from meshrun.supervisor.output import Pipe
 
 LIMIT = 8
@@ -34,13 +34,20 @@ def test_lines_are_the_same_however_the_bytes_come(data: bytes, cuts: list[int])
 def test_nothing_is_lost_or_added_and_no_line_without_an_end_grows_over_the_limit(
     data: bytes, cuts: list[int]
 ) -> None:
-    assert b"".join(split(data, cuts, LIMIT)) == data.replace(b"\n", b"")
+    lines = split(data, cuts, LIMIT)
+    assert b"".join(lines) == data.replace(b"\n", b"")
+    whole = b"".join(line if isinstance(line, Piece) else line + b"\n" for line in lines)
+    assert whole in (data, data + b"\n")
 
 
 def test_a_line_over_the_limit_comes_in_pieces() -> None:
     splitter = LineSplitter(4)
-    assert splitter.feed(b"abcdefghij") == [b"abcd", b"efgh"]
-    assert splitter.feed(b"k\nl") == [b"ijk"]
+    pieces = splitter.feed(b"abcdefghij")
+    assert pieces == [b"abcd", b"efgh"]
+    assert all(isinstance(piece, Piece) for piece in pieces)
+    (last,) = splitter.feed(b"k\nl")
+    assert last == b"ijk"
+    assert not isinstance(last, Piece)
     assert splitter.finish() == [b"l"]
     assert splitter.finish() == []
 
@@ -98,11 +105,15 @@ def test_a_paused_pipe_lets_its_writer_wait() -> None:
 def test_a_pipe_that_somebody_holds_is_closed_in_time() -> None:
     async def scenario() -> None:
         pipe, write_end, lines = piped()
+        held: list[list[int]] = []
         os.write(write_end, b"rest")
         await turn()
-        pipe.close_within(0.0)
-        await asyncio.sleep(0.01)
+        pipe.close_within(0.0, held.append)
+        async with asyncio.timeout(20):
+            while not pipe.closed:  # noqa: ASYNC110 - a turn of the loop, and no time
+                await asyncio.sleep(0)
         assert lines == [b"rest"]
+        assert held == [[]]  # nobody but this process
         # Nobody reads any more.
         os.set_blocking(write_end, False)
         try:

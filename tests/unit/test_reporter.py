@@ -37,7 +37,8 @@ def told(folder: Path, report: Denied) -> tuple[Happening, str]:
 
     async def run() -> None:
         timeline = Timeline(events.extend, lambda: 1.0)
-        reporter = Reporter(timeline, open_journal(lines.append, colour=False), lambda _: [])
+        journal = open_journal(lines.append, colour=False)
+        reporter = Reporter(timeline, journal, lambda _: [], lambda *_: None)
         reporter.denied(worker(folder), report)
         timeline.flush()
 
