@@ -21,7 +21,7 @@ from meshrun.supervisor.plan import Selection
 from meshrun.supervisor.ports import PortTakenError
 from meshrun.supervisor.preparation import Prepared, check_descriptors
 from meshrun.supervisor.reporter import Reporter
-from meshrun.supervisor.rollout import Rollout, Step, steps
+from meshrun.supervisor.rollout import Occasion, Rollout, Step, steps
 
 __all__ = ["Reloading", "reselected"]
 
@@ -98,14 +98,16 @@ class Reloading:
             words = ", ".join(f"{name} to {number}" for name, number in wanted.items())
             return await self._carry_out(proposal, "scaled", f"scaled {words}")
 
-    async def restart(self, names: Collection[str]) -> list[Step]:
+    async def restart(
+        self, names: Collection[str], occasion: Occasion | None = None
+    ) -> list[Step]:
         """Restart instances, one of a service after the other; returns those that were left alone.
 
-        Raises StoppingError.
+        See `Rollout.restart`. Raises StoppingError.
         """
         async with self._change():
             there = [name for name in names if name in self._fleet.apps]
-            return await self._rollout.restart(there)
+            return await self._rollout.restart(there, occasion)
 
     async def _read(self) -> _Proposal:
         running = self._fleet.plan.configuration

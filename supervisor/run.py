@@ -50,6 +50,7 @@ from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.watching.watcher import Watcher
 
 __all__ = [
     "KILL_S",
@@ -116,6 +117,7 @@ class Run:
             self._new_session,
             self._app_changed,
             self._added,
+            lambda _name: self.watcher.refresh(),
             self._removed,
         )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
@@ -168,6 +170,15 @@ class Run:
         self._reloading = Reloading(
             prepared, self.fleet, self.rollout, self.access, self._reporter, self.bell
         )
+        self.watcher = Watcher(
+            lambda: self.plan,
+            self.apps,
+            self._reloading.restart,
+            # What this run writes, and what it is made of, which only a reload has a use for.
+            (str(prepared.state.path), str(prepared.source.path)),
+            self._reporter,
+            self.bell,
+        )
 
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
@@ -217,6 +228,7 @@ class Run:
         for app in self.apps.values():
             app.feed(events.Start())
         self.externals.start()
+        self.watcher.refresh()
         self._changed()
 
     # What happens.
@@ -243,8 +255,11 @@ class Run:
 
     def _added(self, name: str) -> None:
         self._since[name] = time.time()
+        if self._started:
+            self.watcher.refresh()
 
     def _removed(self, name: str) -> None:
+        self.watcher.refresh()
         self._since.pop(name, None)
         self.dependants.forget(name)
         self.logs.forget(name)
@@ -454,7 +469,10 @@ class Run:
 
     async def reload(self, *, dry_run: bool) -> list[Step]:
         """Apply a changed file; see `Reloading.reload`."""
-        return await self._reloading.reload(dry_run=dry_run)
+        try:
+            return await self._reloading.reload(dry_run=dry_run)
+        finally:
+            self.watcher.refresh()  # also what could not be watched before
 
     async def scale(self, wanted: Mapping[str, int]) -> list[Step]:
         """Run so many instances of apps; see `Reloading.scale`."""
@@ -549,7 +567,7 @@ class Run:
             expected = dependencies.expected_to_complete(
                 i.app.depends_on for i in self.plan.instances if i.app is not None
             )
-            ended = ends.ended(rule, apps, expected)
+            ended = ends.ended(rule, apps, expected, self.watcher.revivable)
             found.extend([] if ended is None else [ended])
             return bool(found)
 
@@ -559,6 +577,7 @@ class Run:
     async def stop(self) -> None:
         """End everything in order: dependants, what they depend on, sidecars."""
         self.stopping = True
+        self.watcher.close()
         self.externals.stop()
         self.bell.ring()
         grace_s = self._grace_s
