@@ -13,6 +13,7 @@ from pathlib import Path
 from meshrun.supervisor import processes
 
 __all__ = [
+    "app_leaf",
     "create",
     "is_of",
     "kill",
@@ -111,6 +112,11 @@ def _write(file: Path, content: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def app_leaf(instance: str) -> str:
+    """Return what the folder of an instance's app is called within that of the run."""
+    return f"app-{instance}"
 
 
 def make_leaf(folder: Path, name: str) -> Path | None:

@@ -98,9 +98,7 @@ class Reloading:
             words = ", ".join(f"{name} to {number}" for name, number in wanted.items())
             return await self._carry_out(proposal, "scaled", f"scaled {words}")
 
-    async def restart(
-        self, names: Collection[str], occasion: Occasion | None = None
-    ) -> list[Step]:
+    async def restart(self, names: Collection[str], occasion: Occasion | None = None) -> list[Step]:
         """Restart instances, one of a service after the other; returns those that were left alone.
 
         See `Rollout.restart`. Raises StoppingError.

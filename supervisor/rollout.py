@@ -136,9 +136,7 @@ class Rollout:
         self._fleet.settle(wanted.new)
         return kept
 
-    async def restart(
-        self, names: Collection[str], occasion: Occasion | None = None
-    ) -> list[Step]:
+    async def restart(self, names: Collection[str], occasion: Occasion | None = None) -> list[Step]:
         """Restart apps, dependencies first, each service one instance after the other.
 
         Where one does not come back the others of its service are left alone, and returned. By an
@@ -279,7 +277,9 @@ class Rollout:
             await self._drain([instance])
             if is_to_be_left():
                 return True
-            app.feed(events.Restart() if occasion is None else events.Restart(occasion.reasons[name]))
+            app.feed(
+                events.Restart() if occasion is None else events.Restart(occasion.reasons[name])
+            )
             # For what it waits nobody else here waits with it.
             await self._until(
                 lambda: (

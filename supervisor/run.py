@@ -7,7 +7,7 @@ whoever saw a crash in the timeline calls nobody who crashed.
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from meshrun.supervisor import (
     dependencies,
     ends,
     lifecycle,
-    processes,
     runfile,
     sidecars,
     suggest,
@@ -43,18 +42,19 @@ from meshrun.supervisor.logs import Logs
 from meshrun.supervisor.oneoff import OneOff, OneOffs
 from meshrun.supervisor.plan import Instance, Plan, Worker
 from meshrun.supervisor.preparation import Prepared
+from meshrun.supervisor.record import Record
 from meshrun.supervisor.reloading import Reloading
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.rollout import ENFORCE_TIMEOUT_S, Rollout, Step
 from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
+from meshrun.supervisor.standing import Standing
 from meshrun.supervisor.timeline import Timeline
 from meshrun.supervisor.watching.watcher import Watcher
 
 __all__ = [
     "KILL_S",
-    "Readiness",
     "Run",
     "longest_stop_s",
 ]
@@ -66,11 +66,6 @@ KILL_S = 4.0
 SHOWN = 5
 
 
-def app_folder(instance: str) -> str:
-    """Return what the cgroup of an instance's app is called within that of the run."""
-    return f"app-{instance}"
-
-
 def longest_stop_s(grace_s: float, longest_s: float) -> float:
     """Return how long a stop takes at most, where the most patient app has `grace_s` to end.
 
@@ -78,15 +73,6 @@ def longest_stop_s(grace_s: float, longest_s: float) -> float:
     for the rest of its session, the sidecars', and what KILL needs.
     """
     return 2 * grace_s + longest_s + sidecars.POLICY.stop_timeout_s + KILL_S
-
-
-class Readiness:
-    """The answer to "is everything ready": `failed` names the instance that never will be."""
-
-    def __init__(self, ready: bool, failed: str | None = None, reason: str = "") -> None:
-        self.ready = ready
-        self.failed = failed
-        self.reason = reason
 
 
 class Run:
@@ -109,8 +95,7 @@ class Run:
         self._launcher = launcher
         self._journal = journal
         self._reporter = Reporter(timeline, journal, logs.last)
-        self._cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
-        launcher.cgroup = self._cgroup
+        launcher.cgroup = str(prepared.cgroup) if prepared.cgroup is not None else None
         self.fleet = Fleet(
             prepared.plan,
             self._new_body,
@@ -121,9 +106,7 @@ class Run:
             self._removed,
         )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
-        self._run_file_due: asyncio.Handle | None = None
-        self._known: dict[str, runfile.Recorded] = {}
-        self._since: dict[str, float] = {}
+        self._record = Record(prepared, launcher.pid, self.started_at, self._running, journal)
         self.killed_at: float | None = None
         logging = self.plan.configuration.mesh.access_log
         self.access = Access(logs, time.time, logging=logging)
@@ -155,8 +138,15 @@ class Run:
         )
         self.externals = Externals(self._external_changed)
         self.fleet.join(self.control, self.sidecars, self.externals)
-        for instance in prepared.plan.instances:
-            self.fleet.add(instance)
+        self.standing = Standing(
+            self.fleet,
+            self.externals,
+            self.control,
+            self.dependants,
+            self.bell,
+            lambda: self.stopping,
+            self.started_at,
+        )
         self.rollout = Rollout(
             self.fleet,
             self.control,
@@ -179,6 +169,8 @@ class Run:
             self._reporter,
             self.bell,
         )
+        for instance in prepared.plan.instances:
+            self.fleet.add(instance)
 
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
@@ -190,7 +182,7 @@ class Run:
         return partial(Session, marks=self._marks(instance, self._app_folder(instance)))
 
     def _app_folder(self, instance: Instance) -> Path | None:
-        return self._leaf(app_folder(instance.name))
+        return self._leaf(cgroup.app_leaf(instance.name))
 
     @property
     def plan(self) -> Plan:
@@ -206,6 +198,12 @@ class Run:
     def reloading(self) -> bool:
         """Whether a changed configuration is being applied; the bell is rung for it."""
         return self._reloading.active
+
+    def _running(self) -> Iterator[tuple[str, int]]:
+        for prefix, runners in (("", self.apps.values()), ("sidecar ", self.sidecars.runners)):
+            for runner in runners:
+                if runner.status.pid is not None:
+                    yield f"{prefix}{runner.name}", runner.status.pid
 
     def _leaf(self, name: str) -> Path | None:
         folder = self.prepared.cgroup
@@ -223,12 +221,12 @@ class Run:
 
     def start(self) -> None:
         """Start everything: sidecars at once, apps as their dependencies allow."""
-        self._write_run_file()
+        self._record.write()
         self.sidecars.start()
         for app in self.apps.values():
             app.feed(events.Start())
         self.externals.start()
-        self.watcher.refresh()
+        self.watcher.start()
         self._changed()
 
     # What happens.
@@ -237,38 +235,35 @@ class Run:
         instance = self.plan.by_name[runner.name]
         self._tell_who_is_ready()
         if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
-            self._since[instance.name] = time.time()
+            self.standing.changed(instance.name)
         self.dependants.changed(instance.name, before, after)
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
-            self._known.pop(instance.name, None)
-            self._run_file_changed()
+            self._record.changed(instance.name)
         self._changed()
 
     def _worker_changed(self, worker: Worker, before: Status, after: Status, event: Event) -> None:
         stopping = self.stopping or before.wanted is not lifecycle.Wanted.RUN
         self._reporter.worker_changed(worker, before, after, event, stopping)
         if after.pid != before.pid:
-            self._known.pop(f"sidecar {worker.name}", None)
-            self._run_file_changed()
+            self._record.changed(f"sidecar {worker.name}")
         self._changed()
 
     def _added(self, name: str) -> None:
-        self._since[name] = time.time()
-        if self._started:
-            self.watcher.refresh()
+        self.standing.changed(name)
+        self.watcher.refresh()
 
     def _removed(self, name: str) -> None:
         self.watcher.refresh()
-        self._since.pop(name, None)
+        self.standing.forget(name)
         self.dependants.forget(name)
         self.logs.forget(name)
         if self.prepared.cgroup is not None:
-            cgroup.remove(self.prepared.cgroup / app_folder(name))
+            cgroup.remove(self.prepared.cgroup / cgroup.app_leaf(name))
 
     def _external_changed(self, instance: Instance) -> None:
         self._tell_who_is_ready()
-        self._since[instance.name] = time.time()
+        self.standing.changed(instance.name)
         reason = self.externals.reason(instance.name)
         self._reporter.external_changed(instance, reason)
         self._changed()
@@ -293,34 +288,9 @@ class Run:
     def _dependency_status(self, instance: Instance) -> Status:
         if instance.app is not None:
             return self.apps[instance.name].status
-        return Status(pid=self.sidecars.of(instance.name)[0].pid, ready=self.is_ready(instance))
-
-    def reason(self, name: str) -> str:
-        """Say why an instance is in its state, nothing where that needs no saying."""
-        app = self.apps.get(name)
-        if app is None:
-            return self.externals.reason(name)
-        if app.status.phase is Phase.WAITING:
-            return f"waits for {', '.join(self.dependants.verdict(name).waiting_for)}"
-        if app.status.ready and self.control.is_withdrawn(name):
-            return "gets no calls any more: it is to be stopped"
-        return app.status.reason
-
-    def unmet(self, name: str) -> list[str]:
-        """Say where the instances are that an instance waits for, and what their probes say."""
-        verdict = self.dependants.verdict(name)
-        now = time.monotonic()
-        described = []
-        for other in verdict.unmet:
-            app = self.apps.get(other)
-            if app is not None:
-                tries = app.tries("ready")
-                described.append(dependencies.describe(other, app.status, tries, now))
-            else:
-                reason = self.externals.reason(other) or "its sidecar does not serve yet"
-                tried = dependencies.tried(self.externals.tries(other))
-                described.append(f"{other} is not ready: {reason}{tried}")
-        return described
+        return Status(
+            pid=self.sidecars.of(instance.name)[0].pid, ready=self.standing.is_ready(instance)
+        )
 
     # What sidecars report (the observer of the control plane).
 
@@ -484,60 +454,6 @@ class Run:
         )
         return [[i.name for s in layer for i in self.plan.of(s)] for layer in services]
 
-    def is_ready(self, instance: Instance) -> bool:
-        """Tell whether an instance takes calls and its sidecar serves."""
-        app = self.apps.get(instance.name)
-        takes_calls = app.status.ready if app is not None else instance.name in self.externals.ready
-        gets_calls = takes_calls and not self.control.is_withdrawn(instance.name)
-        return gets_calls and self.control.is_ready(instance.name)
-
-    def since(self, name: str) -> float:
-        """Return when an instance came into the state that it is in; wall-clock seconds."""
-        return self._since.get(name, self.started_at)
-
-    async def ready(self, timeout_s: float) -> Readiness:
-        """Wait until everything is ready or has completed, or until something has failed."""
-        await self.bell.until(lambda: self.readiness() is not None, timeout_s)
-        settled = self.readiness()
-        if settled is not None:
-            return settled
-        late = next(i for i in self.plan.instances if not self._settled(i))
-        app = self.apps.get(late.name)
-        state = app.status.phase.shown if app is not None else "not ready"
-        reason = app.status.reason if app is not None else self.externals.reason(late.name)
-        why = f": {reason}" if reason else ""
-        return Readiness(False, late.name, f"{late.name} is {state} after {timeout_s:g} s{why}")
-
-    def readiness(self) -> Readiness | None:
-        """Return whether everything is ready, None while that is not settled."""
-        for name, app in self.apps.items():
-            if app.status.phase in (Phase.FAILED, Phase.CRASH_LOOP):
-                shown = app.status.phase.shown
-                return Readiness(False, name, f"{name} {shown}: {app.status.reason}")
-        if self.stopping:
-            return Readiness(False, None, "the run is being stopped")
-        return Readiness(True) if all(map(self._settled, self.plan.instances)) else None
-
-    def _settled(self, instance: Instance) -> bool:
-        app = self.apps.get(instance.name)
-        completed = app is not None and app.status.phase is Phase.COMPLETED
-        return completed or self.is_ready(instance)
-
-    def summary(self) -> str:
-        """Say in a line for people how everything is."""
-        open_ = [i.name for i in self.plan.instances if not self._settled(i)]
-        total = len(self.plan.instances)
-        ready = f"{total - len(open_)} of {total} instances ready"
-        if not open_:
-            return ready
-        states = [f"{name} {self._state(name)}" for name in open_[:SHOWN]]
-        more = f" and {len(open_) - SHOWN} more" if len(open_) > SHOWN else ""
-        return f"{ready}; not ready: {', '.join(states)}{more}"
-
-    def _state(self, name: str) -> str:
-        app = self.apps.get(name)
-        return f"({app.status.phase.shown})" if app is not None else "(external)"
-
     async def enforce_intentions(self) -> None:
         """Return when every running sidecar enforces the intentions as they are now."""
         await self.rollout.enforce()
@@ -630,51 +546,6 @@ class Run:
     def resume_output(self) -> None:
         """Take the apps' output again."""
         self.fleet.resume_output()
-
-    # run.json
-
-    def _run_file_changed(self) -> None:
-        if self._run_file_due is None:
-            # Once per turn of the loop, however many processes came and went in it.
-            self._run_file_due = asyncio.get_running_loop().call_soon(self._write_run_file)
-
-    def _write_run_file(self) -> None:
-        self._run_file_due = None
-        try:
-            runfile.write(self.prepared.state, self._run_file())
-        except OSError as error:
-            self._journal.error(f"cannot write run.json: {error.strerror}")
-
-    def _run_file(self) -> runfile.RunFile:
-        recorded = [
-            entry
-            for prefix, runners in (("", self.apps.values()), ("sidecar ", self.sidecars.runners))
-            for runner in runners
-            if runner.status.pid is not None
-            and (entry := self._recorded(f"{prefix}{runner.name}", runner.status.pid)) is not None
-        ]
-        supervisor = self._recorded("supervisor", os.getpid())
-        launcher = self._recorded("launcher", self._launcher.pid)
-        assert supervisor is not None
-        return runfile.RunFile(
-            run_id=self.prepared.run_id,
-            boot_id=processes.boot_id(),
-            supervisor=supervisor,
-            launcher=launcher,
-            processes=tuple(recorded),
-            cgroup=self._cgroup,
-            started_at=self.started_at,
-        )
-
-    def _recorded(self, name: str, pid: int) -> runfile.Recorded | None:
-        # Looked up once for each process: the file is written again for every one that comes.
-        known = self._known.get(name)
-        if known is None or known.pid != pid:
-            process = processes.identify(pid)
-            if process is None:
-                return None
-            known = self._known[name] = runfile.Recorded(name, pid, process.start_time)
-        return known
 
 
 def _all_final(apps: Iterable[Runner]) -> bool:

@@ -32,6 +32,14 @@ class Followed(Protocol):
     def reloading(self) -> bool:
         """Whether a changed configuration is being applied."""
 
+    @property
+    def standing(self) -> "Settling":
+        """How everything is."""
+
+
+class Settling(Protocol):
+    """What is told of how everything is (`meshrun.supervisor.standing.Standing`)."""
+
     def readiness(self) -> object | None:
         """Return whether everything is ready, None while that is not settled."""
 
@@ -115,8 +123,8 @@ class ServiceManager:
     def _look(self, run: Followed) -> _Told:
         if self._stopping:
             return self._told
-        started = self._told.started or run.readiness() is not None
-        return _Told(started, run.reloading, run.summary())
+        started = self._told.started or run.standing.readiness() is not None
+        return _Told(started, run.reloading, run.standing.summary())
 
     def _tell(self, now: _Told) -> None:
         before, self._told = self._told, now

@@ -44,7 +44,7 @@ def _told(run: Run, done: Sequence[Step]) -> web.Response:
             row |= {
                 "state": status.phase.shown,
                 "ready": status.ready,
-                "reason": run.reason(step.subject),
+                "reason": run.standing.reason(step.subject),
             }
         rows.append(row)
     return json(rows)

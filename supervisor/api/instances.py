@@ -110,7 +110,7 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         "app": instance.service,
         "instance": instance.name,
         "state": status.phase.shown if app is not None else "external",
-        "ready": run.is_ready(instance),
+        "ready": run.standing.is_ready(instance),
         "pid": status.pid,
         "port": instance.port,
         "restarts": status.restarts,
@@ -120,7 +120,7 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         "cpu_percent": used.cpu_percent if used is not None else None,
         "memory_bytes": used.memory_bytes if used is not None else None,
         **sidecar.row(),
-        "reason": run.reason(instance.name),
+        "reason": run.standing.reason(instance.name),
         "next_try_in_s": _next_try_in_s(status, now),
     }
 
@@ -164,7 +164,7 @@ async def wait(request: web.Request) -> web.StreamResponse:
     run = request.app[RUN]
     timeout_s = want_number(request, "timeout", WAIT_TIMEOUT_S)
     assert timeout_s is not None
-    readiness = await run.ready(timeout_s)
+    readiness = await run.standing.ready(timeout_s)
     return json(
         {
             "ready": readiness.ready,
@@ -249,16 +249,16 @@ async def why(request: web.Request) -> web.StreamResponse:
             {
                 "instance": instance.name,
                 "state": status.phase.shown if app is not None else "external",
-                "ready": run.is_ready(instance),
-                "since": run.since(instance.name),
-                "reason": run.reason(instance.name),
+                "ready": run.standing.is_ready(instance),
+                "since": run.standing.since(instance.name),
+                "reason": run.standing.reason(instance.name),
                 "exit": str(status.exit) if status.exit is not None else None,
                 "restarts": status.restarts,
                 "next_try_in_s": _next_try_in_s(status, time.monotonic()),
                 "said": status.said,
                 "tries": _tries(run, instance),
                 "waiting_for": run.dependants.verdict(instance.name).waiting_for if waiting else [],
-                "unmet": run.unmet(instance.name) if waiting else [],
+                "unmet": run.standing.unmet(instance.name) if waiting else [],
                 "lines": run.logs.last(instance.name),
                 "events": [e for e in events if e.subject in about or e.source == instance.service][
                     -EVENTS_SHOWN:

@@ -23,7 +23,7 @@ def _of(
     return InstanceMetrics(
         service=instance.service,
         instance=instance.name,
-        ready=run.is_ready(instance),
+        ready=run.standing.is_ready(instance),
         stats=stats,
         expires_at=expires_at,
         restarts=None if app is None else app.status.restarts,

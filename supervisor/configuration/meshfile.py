@@ -278,7 +278,7 @@ class _Loader:
             base = folder / watched.base
             why = _unwatchable(base, want_folder=bool(watched.pattern))
             if why is not None:
-                shown = os.path.normpath(base)
+                shown = quoted(_called(base))
                 self._document.report_value(
                     written_at(table, index), f"cannot watch {shown} for {app.name}: {why}"
                 )

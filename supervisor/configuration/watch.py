@@ -2,13 +2,11 @@
 
 import re
 import signal
-from typing import TypeVar
 
 from meshrun.supervisor.configuration.model import Watch, Watched
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.values import (
-    Fit,
     UnfitError,
     bounded_text,
     duration,
@@ -19,7 +17,6 @@ from meshrun.supervisor.configuration.values import (
 
 __all__ = ["KEYS", "read_watch", "written_at"]
 
-T = TypeVar("T")
 
 KEYS = ("paths", "ignore", "debounce", "action")
 
@@ -39,7 +36,7 @@ def read_watch(table: Table) -> Watch | None:
     if value is True:
         return Watch()
     if isinstance(value, list):
-        return Watch(paths=_read_list(table, path, value, _watched) or Watch().paths)
+        return Watch(paths=_read_paths(table, path, value))
     if not isinstance(value, dict):
         table.document.report_value(
             path,
@@ -49,11 +46,11 @@ def read_watch(table: Table) -> Watch | None:
         return None
     watch = Table(table.document, path, value)
     watch.allow(KEYS)
-    paths = _read_list(watch, (*path, "paths"), watch.array("paths", _EXAMPLE), _watched)
-    ignore = _read_list(watch, (*path, "ignore"), watch.array("ignore", '["*.log"]'), _pattern)
+    patterns = enumerate(_few(watch, (*path, "ignore"), watch.array("ignore", '["*.log"]')))
+    ignore = (watch.fitted(each, (*path, "ignore", i), _pattern, None) for i, each in patterns)
     return Watch(
-        paths=paths if "paths" in watch and paths else Watch().paths,
-        ignore=ignore,
+        paths=_read_paths(watch, (*path, "paths"), watch.array("paths", _EXAMPLE)),
+        ignore=tuple(pattern for pattern in ignore if pattern is not None),
         debounce_s=watch.read(
             "debounce", duration(_SHORTEST_DEBOUNCE, _LONGEST_DEBOUNCE), Watch().debounce_s
         ),
@@ -70,14 +67,19 @@ def written_at(table: Table, index: int) -> KeyPath:
     return next((each for each in (in_table, in_list) if each in positions), path)
 
 
-def _read_list(table: Table, path: KeyPath, values: list[object], fit: Fit[T]) -> tuple[T, ...]:
+def _read_paths(table: Table, path: KeyPath, values: list[object]) -> tuple[Watched, ...]:
+    """Return what is to be watched, in the places where it stands: the whole folder for none."""
+    (whole,) = Watch().paths
+    found = enumerate(_few(table, path, values))
+    return tuple(table.fitted(each, (*path, i), _watched, whole) for i, each in found) or (whole,)
+
+
+def _few(table: Table, path: KeyPath, values: list[object]) -> list[object]:
     if len(values) > MOST_PATTERNS:
         table.document.report_value(
             path, f"{dotted(path)} has {len(values)} entries, over {MOST_PATTERNS}"
         )
-        return ()
-    found = (table.fitted(each, (*path, index), fit, None) for index, each in enumerate(values))
-    return tuple(each for each in found if each is not None)
+    return values[:MOST_PATTERNS]
 
 
 def _watched(value: object) -> Watched:

@@ -66,9 +66,7 @@ class Inotify:
 
         Raises OSError: ENOSPC where this user watches too many, ENOTDIR for all but folders.
         """
-        return _checked(
-            _libc.inotify_add_watch(self._descriptor, os.fsencode(folder), sum(_MASK))
-        )
+        return _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(folder), sum(_MASK)))
 
     def remove(self, watch: int) -> None:
         """Watch a folder no more; one that has gone is not watched anyway."""

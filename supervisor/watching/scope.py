@@ -54,7 +54,7 @@ class Scope:
         self._spared = tuple(spared)
 
     def enters(self, root: Root, parts: Parts) -> bool:
-        """Tell whether there may be files that count in a folder; `parts` lead there from `root`."""
+        """Tell whether files that count may be in a folder; `parts` lead to that from `root`."""
         if self._is_ignored(root, parts):
             return False
         reached = _reached(root.pattern, parts)
@@ -99,8 +99,7 @@ def _reached(pattern: Parts, parts: Parts) -> set[int]:
         beyond = {
             n if pattern[n] == _ANY else n + 1
             for n in reached
-            if n < len(pattern)
-            and (pattern[n] == _ANY or fnmatch.fnmatchcase(part, pattern[n]))
+            if n < len(pattern) and (pattern[n] == _ANY or fnmatch.fnmatchcase(part, pattern[n]))
         }
         reached = _skipping(pattern, beyond)
     return reached

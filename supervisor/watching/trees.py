@@ -323,12 +323,12 @@ class Trees:
         assert self._inotify is not None
         news = self._inotify.read()
         changed: dict[Scope, dict[str, None]] = {}
-        jobs: dict[_Enter | _Find | _Forget, None] = {}
+        jobs: dict[_Enter | _Find, None] = {}
         for each in news:
             if each.mask & inotify.OVERFLOWED:
-                for scope, path, job in self._overflowed():
-                    changed.setdefault(scope, {})[path] = None
-                    jobs[job] = None
+                for anew in self._overflowed():
+                    changed.setdefault(anew.scope, {})[anew.root.path] = None
+                    jobs[anew] = None
             elif each.mask & inotify.LOST:
                 jobs.update(dict.fromkeys(self._lost(each.watch)))
             elif each.watch in self._folders:
@@ -344,11 +344,9 @@ class Trees:
             self._listen(on=False)
             self._rest = self._loop.call_later(REST_S, lambda: self._listen(on=True))
 
-    def _overflowed(self) -> Iterator[tuple[Scope, str, _Find]]:
+    def _overflowed(self) -> list[_Find]:
         """News has been lost: anything may have changed, and every folder is looked for again."""
-        for scope in self._numbers:
-            for root in scope.roots:
-                yield scope, root.path, _Find(scope, root, silent=True)
+        return [_Find(scope, root, silent=True) for scope in self._numbers for root in scope.roots]
 
     def _lost(self, number: int) -> list[_Find]:
         """The kernel does not watch a folder any more, which has gone."""

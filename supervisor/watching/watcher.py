@@ -73,6 +73,7 @@ class Watcher:
         self._watched: dict[_Key, _Watched] = {}
         self._due: dict[_Watched, Changes] = {}
         self._working = False
+        self._started = False
         self._refreshing = False
         self._closed = False
 
@@ -86,9 +87,14 @@ class Watcher:
             for name in watched.instances
         }
 
+    def start(self) -> None:
+        """Begin to watch."""
+        self._started = True
+        self.refresh()
+
     def refresh(self) -> None:
         """Watch what the plan says now; soon, and once for all that has changed in it."""
-        if not self._refreshing and not self._closed:
+        if self._started and not self._refreshing and not self._closed:
             self._refreshing = True
             self._loop.call_soon(self._refresh)
 

@@ -141,6 +141,11 @@ class Run:
         self.settled = False
         self.how = "0 of 1"
 
+    @property
+    def standing(self) -> "Run":
+        """Both are said here."""
+        return self
+
     def readiness(self) -> bool | None:
         """Settled or not."""
         return self.settled or None

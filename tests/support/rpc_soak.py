@@ -1,6 +1,7 @@
 """HTTP/2 of gRPC, both ends, for `http_soak`."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
@@ -29,6 +30,9 @@ CHANNEL = [
 ]
 
 STATUSES = {grpc.StatusCode.PERMISSION_DENIED: 403, grpc.StatusCode.UNAVAILABLE: 503}
+
+# A call that is over takes nothing more; who reads on is told why.
+OVER = (asyncio.InvalidStateError, grpc.aio.InternalError)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Stream = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -129,7 +133,7 @@ class RpcCaller(Caller):
             for said, heard in zip(request.pieces_there(noise), theirs, strict=True):
                 await _write(call, said)
                 _compare(await call.read(), heard)
-            await call.done_writing()
+            await _finish(call)
         elif request.kind is Kind.SOCKET:
             await asyncio.gather(_say(call, request.pieces_there(noise)), _hear(call, theirs))
         else:
@@ -145,14 +149,17 @@ class RpcCaller(Caller):
 async def _say(call: Stream, pieces: Iterable[bytes]) -> None:
     for piece in pieces:
         await _write(call, piece)
-    await call.done_writing()
+    await _finish(call)
 
 
 async def _write(call: Stream, piece: bytes) -> None:
-    try:
+    with contextlib.suppress(*OVER):
         await call.write(piece)
-    except asyncio.InvalidStateError:
-        pass  # the call is over: who reads on is told why
+
+
+async def _finish(call: Stream) -> None:
+    with contextlib.suppress(*OVER):
+        await call.done_writing()
 
 
 async def _hear(call: Stream, pieces: Iterable[bytes]) -> None:
