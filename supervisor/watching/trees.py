@@ -62,15 +62,15 @@ class _Enter:
 
 @dataclass(frozen=True, slots=True)
 class _Find:
-    """Look anew where a root is; unless that is `silent`, what is found has changed.
+    """Look anew where a root is; what is found has changed, unless that is `at_first`.
 
-    `at_first` is whether it is looked for the first time.
+    With `overflowed` nobody knows what of it has: the root itself stands for that.
     """
 
     scope: Scope
     root: Root
     at_first: bool = False
-    silent: bool = False
+    overflowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class Trees:
         self._settling = False
         self._closed = False
         self._rest: asyncio.TimerHandle | None = None
+
+    @property
+    def folders(self) -> int:
+        """How many folders the kernel watches."""
+        return len(self._folders)
 
     def watch(self, scope: Scope) -> None:
         """Begin to watch."""
@@ -177,13 +182,16 @@ class Trees:
             elif scope not in given_up:
                 try:
                     paths = self._enter(job) if isinstance(job, _Enter) else self._find(job)
+                    if isinstance(job, _Find) and job.overflowed:
+                        # Not told before: what changed while it was looked at is in it.
+                        paths = [job.root.path]
                 except _UnwatchableError as error:
                     self._leave(scope)
                     given_up[scope] = str(error)
                     continue
                 if isinstance(job, _Find) and job.at_first:
                     begun[scope] = None
-                elif paths and not (isinstance(job, _Find) and job.silent):
+                elif paths:
                     changed.setdefault(scope, {}).update(dict.fromkeys(paths))
         return [
             *(_later(self._on_given_up, scope, why) for scope, why in given_up.items()),
@@ -326,9 +334,7 @@ class Trees:
         jobs: dict[_Enter | _Find, None] = {}
         for each in news:
             if each.mask & inotify.OVERFLOWED:
-                for anew in self._overflowed():
-                    changed.setdefault(anew.scope, {})[anew.root.path] = None
-                    jobs[anew] = None
+                jobs.update(dict.fromkeys(self._overflowed()))
             elif each.mask & inotify.LOST:
                 jobs.update(dict.fromkeys(self._lost(each.watch)))
             elif each.watch in self._folders:
@@ -346,7 +352,9 @@ class Trees:
 
     def _overflowed(self) -> list[_Find]:
         """News has been lost: anything may have changed, and every folder is looked for again."""
-        return [_Find(scope, root, silent=True) for scope in self._numbers for root in scope.roots]
+        return [
+            _Find(scope, root, overflowed=True) for scope in self._numbers for root in scope.roots
+        ]
 
     def _lost(self, number: int) -> list[_Find]:
         """The kernel does not watch a folder any more, which has gone."""
