@@ -278,9 +278,8 @@ class _Loader:
             base = folder / watched.base
             why = _unwatchable(base, want_folder=bool(watched.pattern))
             if why is not None:
-                shown = quoted(_called(base))
                 self._document.report_value(
-                    written_at(table, index), f"cannot watch {shown} for {app.name}: {why}"
+                    written_at(table, index), f"cannot watch {_called(base)} for {app.name}: {why}"
                 )
 
     def _check_addresses(self, configuration: Configuration) -> None:

@@ -289,4 +289,4 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_starts(tmp_path: 
     with Mesh(tmp_path, CONFIG % 'watch = ["src", "sorce"]') as mesh:
         done = mesh.cli("check")
         assert done.returncode == 2
-        assert 'mesh.toml:5:17: cannot watch "web/sorce" for web: no such file' in done.stderr
+        assert "mesh.toml:5:17: cannot watch web/sorce for web: no such file" in done.stderr

@@ -23,6 +23,7 @@ from meshrun.supervisor.configuration import (
     probes,
     sections,
     upstreams,
+    watch,
 )
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
@@ -42,6 +43,7 @@ TABLES = {
     "depends_on": depends_on.KEYS,
     "ready": probes.READY_KEYS,
     "alive": probes.ALIVE_KEYS,
+    "watch": watch.KEYS,
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
@@ -83,6 +85,7 @@ def test_every_key_that_is_refused_until_later_is_listed_as_such() -> None:
 
 def test_the_examples_of_configurations_are_valid(tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("web: ./web\nworker: ./worker\n")
+    (tmp_path / "templates").mkdir()
     examples = re.findall(r"```toml\n(.*?)```", text(README), re.DOTALL)
     assert examples
     for example in examples:
@@ -149,7 +152,10 @@ def test_the_map_of_a_package_has_every_module(package: str) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["proxy", "proxy/http", "supervisor", "supervisor/configuration", "supervisor/probes"],
+    [
+        *("proxy", "proxy/http", "supervisor", "supervisor/configuration", "supervisor/probes"),
+        "supervisor/watching",
+    ],
 )
 def test_the_tour_has_a_room_for_every_module(package: str) -> None:
     said = section(ARCHITECTURE, "The rooms")
