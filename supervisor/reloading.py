@@ -61,6 +61,7 @@ class Reloading:
         self._bell = bell
         self._selection = prepared.selection
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self.active = False
 
     async def reload(self, *, dry_run: bool) -> list[Step]:
@@ -105,6 +106,9 @@ class Reloading:
         """
         async with self._change():
             there = [name for name in names if name in self._fleet.apps]
+            if occasion is not None:
+                pressed = occasion.is_pressed
+                occasion = replace(occasion, is_pressed=lambda: self._waiting > 0 or pressed())
             return await self._rollout.restart(there, occasion)
 
     async def _read(self) -> _Proposal:
@@ -165,11 +169,17 @@ class Reloading:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
+        self._waiting += 1
+        self._bell.ring()
         try:
-            async with self._turn:
-                self._rollout.want_running()
-                yield
+            await self._turn.acquire()
         finally:
+            self._waiting -= 1
+        try:
+            self._rollout.want_running()
+            yield
+        finally:
+            self._turn.release()
             self._bell.ring()
 
     @contextmanager

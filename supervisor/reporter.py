@@ -121,10 +121,11 @@ class Reporter:
         self._timeline.add("not-watching", service, message)
         self._journal.warning(message)
 
-    def files_changed(self, service: str, message: str) -> None:
-        """Say what follows from a change of files."""
+    def files_changed(self, service: str, message: str, *, restarts: bool) -> None:
+        """Say what follows from a change of files; the log tells of each restart by itself."""
         self._timeline.add("files-changed", service, message)
-        self._journal.info(message)
+        if not restarts:
+            self._journal.info(message)
 
     def storming(self, service: str, changes: str) -> None:
         """Say that changes have followed each other too fast to go on so."""

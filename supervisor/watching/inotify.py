@@ -29,11 +29,12 @@ LOST = 0x8000
 IS_FOLDER = 0x4000_0000
 _ONLY_FOLDERS = 0x0100_0000
 _NO_LINKS = 0x0200_0000
+_NOT_WHEN_REMOVED = 0x0400_0000
 # What has been written is heard of when it is closed, not at every write: a reader that came before
 # would find half a file, and a log that stays open is no change at all.
 _MASK = (
     *(_CLOSED_AFTER_WRITING, MOVED_AWAY, MOVED_HERE, CREATED, GONE, SELF_MOVED),
-    *(_ONLY_FOLDERS, _NO_LINKS),
+    *(_ONLY_FOLDERS, _NO_LINKS, _NOT_WHEN_REMOVED),
 )
 
 _HEADER = struct.Struct("=iIII")

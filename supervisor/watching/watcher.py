@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from meshrun.proxy import tasks
 from meshrun.supervisor.bell import Bell
@@ -65,7 +64,8 @@ class Watcher:
         self._plan = plan
         self._apps = apps
         self._restart = restart
-        self._spared = tuple(os.path.realpath(path) for path in spared)
+        # An app's folder may be named by way of a symbolic link, or not.
+        self._spared = {f(path) for path in spared for f in (os.path.abspath, os.path.realpath)}
         self._reporter = reporter
         self._bell = bell
         self._loop = asyncio.get_running_loop()
@@ -229,16 +229,16 @@ class Watcher:
         restarted = [app.name for app in apps if app not in told]
         for app in told:
             app.signal_process(number or 0)
-        called = partial(_called, watched.key.service, self._plan())
+        service, plan = watched.key.service, self._plan()
         if told:
             shown = signal.Signals(number or 0).name.removeprefix("SIG")
-            who = called([app.name for app in told])
-            self._reporter.files_changed(watched.key.service, f"{who} gets {shown}: {changes}")
+            who = _called(service, plan, [app.name for app in told])
+            self._reporter.files_changed(service, f"{who} gets {shown}: {changes}", restarts=False)
         if restarted:
-            who = called(restarted)
-            self._reporter.files_changed(watched.key.service, f"{who} is restarted: {changes}")
+            who = _called(service, plan, restarted)
+            self._reporter.files_changed(service, f"{who} is restarted: {changes}", restarts=True)
         if watched.burst.is_storm and apps:
-            self._reporter.storming(watched.key.service, str(changes))
+            self._reporter.storming(service, str(changes))
         return restarted
 
 

@@ -290,3 +290,14 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_starts(tmp_path: 
         done = mesh.cli("check")
         assert done.returncode == 2
         assert "mesh.toml:5:17: cannot watch web/sorce for web: no such file" in done.stderr
+
+
+def test_a_command_does_not_wait_for_an_app_that_a_change_has_broken(tmp_path: Path) -> None:
+    said = written(tmp_path)
+    with Mesh(tmp_path, CONFIG % f"{WATCHED}\n{READY}") as mesh:
+        watched(mesh)
+        said.write_text("hanging")
+        mesh.wait_for(lambda _: "started with hanging" in mesh.output("web.1"))
+        begun = time.monotonic()
+        mesh.cli("restart", "client", check=True)
+        assert time.monotonic() - begun < PATIENCE_S  # and not its deadline of 60 s
