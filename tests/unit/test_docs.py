@@ -9,12 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from meshrun.proxy.http.heads import Request
 from meshrun.proxy.intentions import Rules
 from meshrun.supervisor import environment, lifecycle
-from meshrun.supervisor.cli import program
+from meshrun.supervisor.cli import program, records
 from meshrun.supervisor.configuration import (
     depends_on,
     limits,
@@ -30,6 +31,7 @@ from meshrun.supervisor.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+COMMANDS = ROOT / "docs" / "commands.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 
@@ -240,6 +242,16 @@ def test_the_table_of_phases_has_each_phase_once_with_the_state_that_users_see()
         values = [name.lower() for name in names] if same else states.split(", ")
         shown |= dict(zip(names, values, strict=True))
     assert shown == {phase.name: phase.shown for phase in lifecycle.Phase}
+
+
+@pytest.mark.parametrize(
+    ("command", "record"), [("why", records.Explanation), ("events", records.Event)]
+)
+def test_the_keys_of_what_is_printed_as_json_are_listed(
+    command: str, record: type[msgspec.Struct]
+) -> None:
+    listed = re.findall(r"`([a-z_]+(?:, [a-z_]+)+)`", section(COMMANDS, command))
+    assert sorted(record.__struct_fields__) in [sorted(each.split(", ")) for each in listed]
 
 
 def test_every_module_that_the_tour_names_exists() -> None:
