@@ -15,6 +15,7 @@ from pathlib import Path
 
 from meshrun.proxy.errors import IdentityError
 from meshrun.supervisor import ca, cgroup, leftovers, plan, runfile
+from meshrun.supervisor.advice import advice
 from meshrun.supervisor.claims import Claims
 from meshrun.supervisor.configuration.model import Configuration
 from meshrun.supervisor.configuration.source import Source
@@ -118,6 +119,7 @@ def prepare(
                 *(f"ended what an earlier run had left: {command}" for command in ended),
                 *((new_root,) if new_root is not None else ()),
                 *_useless(listeners),
+                *advice(planned),
             ),
         )
 

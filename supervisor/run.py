@@ -338,8 +338,10 @@ class Run:
         for name in names:
             matching = [i.name for i in self.plan.instances if name in (i.name, i.service)]
             if not matching:
-                known = ", ".join(self.plan.services)
-                raise UnknownNameError(f'no app "{name}" runs here; there are: {known}')
+                known = self.plan.services
+                hint = suggest.hint(name, [*known, *self.plan.by_name])
+                there = ", ".join(known)
+                raise UnknownNameError(f'no app "{name}" runs here{hint}; there are: {there}')
             found += matching
         return list(dict.fromkeys(found)) or list(self.plan.by_name)
 

@@ -84,6 +84,8 @@ class Standing:
             return f"waits for {', '.join(self._dependants.verdict(name).waiting_for)}"
         if app.status.ready and self._control.is_withdrawn(name):
             return "gets no calls any more: it is to be stopped"
+        if app.status.ready and app.status.reason:
+            return f"started again: {app.status.reason}"
         return app.status.reason
 
     def unmet(self, name: str) -> list[str]:

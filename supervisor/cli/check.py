@@ -11,10 +11,11 @@ from meshrun.supervisor.cli.columns import table
 from meshrun.supervisor.cli.place import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from meshrun.proxy.intentions import Action, Intention
     from meshrun.supervisor.plan import Instance, Plan, PlannedUpstream
+    from meshrun.supervisor.ports import Wish
 
 __all__ = ["Call", "calls", "check"]
 
@@ -41,13 +42,15 @@ class Call:
 def check(place: Place, as_json: bool) -> None:
     """Check mesh.toml and print the plan: instances, ports, upstreams, and who may call whom.
 
-    Starts nothing. Every mistake is printed with its line and column, and the command exits 2. A
-    fixed port that somebody else has is no mistake of the file: it is a warning.
+    Starts nothing. Every mistake is printed with its line and column, and the command exits 2. What
+    is no mistake of the file is a warning: a fixed port that somebody else has, or `$PORT` in a
+    command where only `${PORT}` is expanded.
 
     \b
     meshrun check
     meshrun -f other/mesh.toml check
     """
+    from meshrun.supervisor.advice import advice
     from meshrun.supervisor.cli import offline
     from meshrun.supervisor.ports import Wish
 
@@ -61,7 +64,8 @@ def check(place: Place, as_json: bool) -> None:
         click.echo(_json(plan, decided))
     else:
         click.echo("\n\n".join(_text(plan, decided)))
-    _warn(busy)
+    for sentence in (*advice(plan), *_taken(busy)):
+        click.echo(click.style(f"warning: {sentence}", fg="yellow"), err=True)
 
 
 def calls(plan: "Plan", intentions: "Sequence[Intention]", default: "Action") -> list[Call]:
@@ -94,13 +98,11 @@ def calls(plan: "Plan", intentions: "Sequence[Intention]", default: "Action") ->
     return found
 
 
-def _warn(busy: Iterable[tuple[object, int]]) -> None:
-    for wish, port in busy:
-        from meshrun.supervisor.listeners import owner_of
+def _taken(busy: "Iterable[tuple[Wish, int]]") -> "Iterator[str]":
+    from meshrun.supervisor.listeners import owner_of
 
-        holder = getattr(wish, "holder", "")
-        message = f"warning: port {port} of {holder} is in use by {owner_of(port)}"
-        click.echo(click.style(message, fg="yellow"), err=True)
+    for wish, port in busy:
+        yield f"port {port} of {wish.holder} is in use by {owner_of(port)}"
 
 
 def _text(plan: "Plan", decided: Iterable[Call]) -> list[str]:
