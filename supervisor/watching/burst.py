@@ -12,8 +12,10 @@ LONGEST = 10
 # An app that changes what it watches would be restarted for ever. After as many restarts as make a
 # crash loop the next one waits so long.
 REST_S = 10.0
-# How many files a sentence names.
+# How many files a sentence names, and how many are told apart: more are counted as often as they
+# change, whoever writes them.
 SHOWN = 2
+MOST_NAMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Burst:
     def __init__(self, debounce_s: float) -> None:
         self._debounce_s = debounce_s
         self._names: dict[str, None] = {}
+        self._beyond = 0
         self._first_at = 0.0
         self._last_at = 0.0
         self._taken: tuple[float, ...] = ()
@@ -48,7 +51,11 @@ class Burst:
         """Note that files have changed."""
         if not self._names:
             self._first_at = now
-        self._names |= dict.fromkeys(names)
+        for name in names:
+            if name in self._names or len(self._names) < MOST_NAMES:
+                self._names[name] = None
+            else:
+                self._beyond += 1
         self._last_at = now
 
     @property
@@ -70,5 +77,6 @@ class Burst:
         if self.due_at is None or now < self.due_at:
             return None
         names, self._names = tuple(self._names), {}
+        beyond, self._beyond = self._beyond, 0
         self._taken = (*self._taken, now)[-backoff.CRASH_LOOP_EXITS :]
-        return Changes(names[:SHOWN], len(names[SHOWN:]))
+        return Changes(names[:SHOWN], len(names[SHOWN:]) + beyond)

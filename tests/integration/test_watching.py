@@ -10,7 +10,8 @@ from support.repeated import Repeated, ask_over_tcp
 
 from meshrun.supervisor.backoff import CRASH_LOOP_EXITS
 
-# The app says which text stood in its file when it started; `broken` ends, `hanging` never listens.
+# The app says which text stood in its file when it started; `broken` ends, `hanging` never listens,
+# `slow` takes its time.
 PROGRAM = """
 import os, socket, sys, time
 said = open("src/said.txt").read().strip()
@@ -19,6 +20,8 @@ if said == "broken":
     sys.exit(3)
 if said == "hanging":
     time.sleep(600)
+if said == "slow":
+    time.sleep(2)
 server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])), backlog=128)
 while True:
     connection, _ = server.accept()
@@ -149,6 +152,20 @@ def test_instances_are_restarted_one_after_the_other_and_no_call_fails(tmp_path:
             for name, kind in (("web.1", "ready"), ("web.2", "exited"))
         ]
         assert times == sorted(times), "the second was stopped before the first was ready again"
+
+
+def test_one_that_is_stopped_while_others_are_restarted_before_it_stays_stopped(
+    tmp_path: Path,
+) -> None:
+    said = written(tmp_path)
+    with Mesh(tmp_path, CONFIG % f"{WATCHED}\n{READY}\ninstances = 2") as mesh:
+        watched(mesh)
+        said.write_text("slow")
+        mesh.await_event("started", "web.1", number=2)
+        mesh.cli("stop", "web.2", check=True)
+        mesh.await_event("ready", "web.1", number=2)
+        mesh.cli("restart", "client", check=True)  # has its turn after the others
+        assert mesh.instance("web.2").state == "stopped"
 
 
 @pytest.mark.parametrize("mistake", ["broken", "hanging"])

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshrun.supervisor.watching.burst import LONGEST, REST_S, Burst, Changes
+from meshrun.supervisor.watching.burst import LONGEST, MOST_NAMES, REST_S, Burst, Changes
 
 PAUSE_S = 0.3
 
@@ -40,6 +40,15 @@ def test_one_that_changes_what_it_watches_rests_after_as_many_restarts_as_make_a
     assert burst.due_at == 4 + PAUSE_S + REST_S
     assert burst.take(burst.due_at)
     assert not burst.is_storm
+
+
+def test_of_a_flood_only_so_many_names_are_kept() -> None:
+    burst = Burst(PAUSE_S)
+    for number in range(5 * MOST_NAMES):
+        burst.add([f"{number}.o"], 0.0)
+    assert burst.take(10.0) == Changes(("0.o", "1.o"), 5 * MOST_NAMES - 2)
+    burst.add(["a.py"], 20.0)
+    assert burst.take(30.0) == Changes(("a.py",))
 
 
 def test_a_sentence_names_the_first_files() -> None:
