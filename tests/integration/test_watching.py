@@ -1,6 +1,8 @@
 """Files change, and the apps that have them watched are restarted, or get a signal."""
 
 import os
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -319,3 +321,30 @@ def test_a_command_does_not_wait_for_an_app_that_a_change_has_broken(tmp_path: P
         begun = time.monotonic()
         mesh.cli("restart", "client", check=True)
         assert time.monotonic() - begun < PATIENCE_S  # and not its deadline of 60 s
+
+
+# In a user namespace of its own, where the kernel grants but one watched folder.
+SET = 'echo 1 > /proc/sys/user/max_inotify_watches; exec "$@"'
+FEW = ["unshare", "-Ur", "sh", "-c", SET, "sh"]
+
+
+def is_granted(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not is_granted([*FEW, "true"]), reason="there are no user namespaces here")
+def test_where_the_kernel_grants_no_more_the_limit_is_named_and_the_app_runs(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path)
+    with Mesh(tmp_path, CONFIG % f"{WATCHED}\n{READY}") as mesh:
+        foreground = mesh.starting(by=FEW)
+        line = foreground.await_line("cannot watch files for web, it runs without")
+        assert "the limit fs.inotify.max_user_watches = " in line
+        assert "raise it with `sysctl fs.inotify.max_user_watches=" in line
+        foreground.await_line("web.1 is ready")
+        foreground.signal(signal.SIGTERM)
+        assert foreground.wait() == 0
