@@ -2,6 +2,7 @@
 
 import functools
 import grp
+import itertools
 import os
 import pwd
 import resource
@@ -126,7 +127,7 @@ def unused_id(uids: Iterable[range], gids: Iterable[range], taken: Iterable[int]
     def is_there(number: int) -> bool:
         return any(number in ids for ids in uids) and any(number in ids for ids in gids)
 
-    for number in (*_DYNAMIC_IDS, *range(_DYNAMIC_IDS.start - 1, 0, -1)):
+    for number in itertools.chain(_DYNAMIC_IDS, range(_DYNAMIC_IDS.start - 1, 0, -1)):
         if number not in known and is_there(number):
             return number
     return _NOBODY if is_there(_NOBODY) else None
