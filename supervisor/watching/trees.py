@@ -61,6 +61,13 @@ class _Enter:
 
 
 @dataclass(frozen=True, slots=True)
+class _Leave:
+    """Watch a folder no more, with those in it, that has moved away."""
+
+    stake: _Stake
+
+
+@dataclass(frozen=True, slots=True)
 class _Find:
     """Look anew where a root is; what is found has changed, unless that is `at_first`.
 
@@ -78,6 +85,9 @@ class _Forget:
     """Watch nothing for a scope any more."""
 
     scope: Scope
+
+
+_Job = _Enter | _Leave | _Find | _Forget
 
 
 class _UnwatchableError(Exception):
@@ -105,7 +115,7 @@ class Trees:
         self._folders: dict[int, _Folder] = {}
         self._numbers: dict[Scope, set[int]] = {}
         self._places: dict[tuple[Scope, Root], str] = {}
-        self._jobs: list[_Enter | _Find | _Forget] = []
+        self._jobs: list[_Job] = []
         self._settling = False
         self._closed = False
         self._rest: asyncio.TimerHandle | None = None
@@ -138,7 +148,7 @@ class Trees:
 
     # Jobs: they alone change what is watched, in a thread, while nothing is read.
 
-    def _do(self, *jobs: _Enter | _Find | _Forget) -> None:
+    def _do(self, *jobs: _Job) -> None:
         self._jobs += jobs
         if self._jobs and not self._settling and not self._closed:
             self._settling = True
@@ -170,15 +180,17 @@ class Trees:
         else:
             self._loop.remove_reader(self._inotify.fileno())
 
-    def _work(self, jobs: Iterable[_Enter | _Find | _Forget]) -> list[Callable[[], None]]:
+    def _work(self, jobs: Iterable[_Job]) -> list[Callable[[], None]]:
         """Do jobs, and return what is to be told about it."""
         given_up: dict[Scope, str] = {}
         changed: dict[Scope, dict[str, None]] = {}
         begun: dict[Scope, None] = {}
         for job in jobs:
-            scope = job.stake.scope if isinstance(job, _Enter) else job.scope
+            scope = job.stake.scope if isinstance(job, _Enter | _Leave) else job.scope
             if isinstance(job, _Forget):
                 self._leave(scope)
+            elif isinstance(job, _Leave):
+                self._leave(*job.stake)
             elif scope not in given_up:
                 try:
                     paths = self._enter(job) if isinstance(job, _Enter) else self._find(job)
@@ -331,7 +343,7 @@ class Trees:
         assert self._inotify is not None
         news = self._inotify.read()
         changed: dict[Scope, dict[str, None]] = {}
-        jobs: dict[_Enter | _Find, None] = {}
+        jobs: dict[_Job, None] = {}
         for each in news:
             if each.mask & inotify.OVERFLOWED:
                 jobs.update(dict.fromkeys(self._overflowed()))
@@ -342,6 +354,7 @@ class Trees:
                     if path is not None:
                         changed.setdefault(scope, {})[path] = None
                     if job is not None:
+                        jobs.pop(job, None)  # the last of several alike is the one that counts
                         jobs[job] = None
         for scope, paths in changed.items():
             self._on_changed(scope, list(paths))
@@ -370,7 +383,7 @@ class Trees:
 
     def _happened(
         self, news: News, folder: _Folder
-    ) -> Iterator[tuple[Scope, str | None, _Enter | _Find | None]]:
+    ) -> Iterator[tuple[Scope, str | None, _Job | None]]:
         """Return what a piece of news means: for whom, what has changed, what is to be done."""
         if news.mask & inotify.SELF_MOVED:
             for scope, root, parts in tuple(folder.stakes):
@@ -390,8 +403,7 @@ class Trees:
                     yield scope, None, _Enter(_Stake(scope, root, below))
                 elif news.mask & inotify.MOVED_AWAY:
                     # Of what is in it the kernel says nothing, and goes on watching it elsewhere.
-                    self._leave(scope, root, below)
-                    yield scope, _path(root, below), None
+                    yield scope, _path(root, below), _Leave(_Stake(scope, root, below))
 
 
 def _is_below(stake: _Stake, root: Root, parts: Parts) -> bool:

@@ -314,3 +314,27 @@ def test_what_is_forgotten_is_not_heard_of_and_costs_nothing(tmp_path: Path) -> 
         assert ears.trees.folders == 1
 
     listening(tmp_path, test)
+
+
+def test_a_folder_that_is_moved_to_and_fro_is_watched_where_it_ends(tmp_path: Path) -> None:
+    watched = tmp_path / "watched"
+    watched.mkdir()
+
+    async def test(ears: Ears) -> None:
+        # In one turn of the loop: nobody looks at where it was meanwhile.
+        (watched / "a").mkdir()
+        for _ in range(3):
+            (watched / "a").rename(tmp_path / "away")
+            (tmp_path / "away").rename(watched / "a")
+        await ears.heard("a")
+        (watched / "a/b.py").write_text("")
+        await ears.heard("a/b.py")
+        for _ in range(3):
+            (watched / "a").rename(tmp_path / "away")
+            (tmp_path / "away").rename(watched / "a")
+        (watched / "a").rename(tmp_path / "away")
+        await ears.heard("a")
+        (tmp_path / "away/b.py").write_text("")
+        await ears.heard()
+
+    listening(watched, test)
