@@ -13,6 +13,7 @@ A run is made in this order, each step handing values to the next:
   `runner` each.
 - `reloading` makes a new plan while a run goes on (a changed file, another number of instances),
   `difference` says what that means for each instance, `rollout` does it without a failed call.
+- `watching` hears of changed files and has apps restarted for them, by `reloading` as well.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
   for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out.

@@ -23,7 +23,7 @@ from meshrun.supervisor.plan import Instance, Plan, held
 __all__ = ["Change", "Difference", "applied", "difference"]
 
 # What an app says that concerns how it is kept: taken over while it runs.
-_KEPT_BY = ("restart", "stop", "depends_on")
+_KEPT_BY = ("restart", "stop", "depends_on", "watch")
 # What it says that concerns its sidecar.
 _MESH = ("connect_timeout_s", "max_connections", "idle_timeout_s")
 # What is in the instance in its final form, or concerns no single instance. Any other key, also one

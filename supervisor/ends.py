@@ -49,12 +49,16 @@ class Ended:
 
 
 def ended(
-    rule: EndRule, apps: Mapping[str, tuple[str, "Status"]], expected: Collection[str]
+    rule: EndRule,
+    apps: Mapping[str, tuple[str, "Status"]],
+    expected: Collection[str],
+    revivable: Collection[str] = (),
 ) -> Ended | None:
     """Return how the run ends now, None where it goes on.
 
     `apps` has service and status by instance. An app that is `expected` to complete, because
-    another one waits for that, ends nothing by doing so.
+    another one waits for that, ends nothing by doing so. Those that are `revivable` have not ended
+    for good: something starts them again.
     """
     # Not at the top: the rule is part of a plan, and who makes one need not run it.
     from meshrun.supervisor.lifecycle import Phase
@@ -74,7 +78,7 @@ def ended(
             # The app whose code is wanted has none yet, and will not come to give one.
             code = EXIT_FAILED if failed or rule.exit_code_from is not None else EXIT_OK
             return Ended(code, name)
-    if apps and len(over) == len(apps):
+    if apps and len(over) == len(apps) and not over.keys() & set(revivable):
         return Ended(EXIT_FAILED if failed else EXIT_OK)
     return None
 

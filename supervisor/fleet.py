@@ -23,7 +23,7 @@ class Fleet:
 
     `new_body` makes what is particular to an app's process, `new_session` what finds the rest of it
     when its main process has ended; `on_change` is told of its life,
-    `on_added` and `on_removed` that an instance comes and goes.
+    `on_added`, `on_updated` and `on_removed` that an instance comes, becomes another, and goes.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Fleet:
         new_session: Callable[[Instance], NewSession],
         on_change: OnChange,
         on_added: Callable[[str], None],
+        on_updated: Callable[[str], None],
         on_removed: Callable[[str], None],
     ) -> None:
         self.plan = replace(plan, instances=())
@@ -42,6 +43,7 @@ class Fleet:
         self._new_session = new_session
         self._on_change = on_change
         self._on_added = on_added
+        self._on_updated = on_updated
         self._on_removed = on_removed
 
     def join(self, control: ControlPlane, sidecars: Sidecars, externals: Externals) -> None:
@@ -77,6 +79,7 @@ class Fleet:
         before = self.plan.by_name[instance.name]
         self.plan = self.plan.having(instance)
         self._control.update(instance)
+        self._on_updated(instance.name)
         if new_sidecar:
             self._sidecars.remove(instance.name)
             self._sidecars.add(instance)

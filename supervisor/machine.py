@@ -2,6 +2,7 @@
 
 import functools
 import grp
+import itertools
 import os
 import pwd
 import resource
@@ -106,26 +107,30 @@ def credentials_of(account: Account | None) -> Credentials | None:
 def credentials_of_sidecars() -> Credentials | None:
     """Return whom the sidecars of root become: nobody's id, so that no app shares it.
 
-    None where meshrun is not root, or cannot become anybody else.
+    None where meshrun is not root, or cannot become anybody else, or there is nobody else.
     """
     if os.geteuid() != 0 or not (_has(_SETUID) and _has(_SETGID)):
         return None
     taken = {e.pw_uid for e in pwd.getpwall()} | {e.gr_gid for e in grp.getgrall()}
     number = unused_id(_mapped("uid_map"), _mapped("gid_map"), taken)
-    return Credentials(number, number)
+    return None if number is None else Credentials(number, number)
 
 
-def unused_id(uids: Iterable[range], gids: Iterable[range], taken: Iterable[int]) -> int:
+def unused_id(uids: Iterable[range], gids: Iterable[range], taken: Iterable[int]) -> int | None:
     """Return a number that is a user's and group's id here and belongs to nobody.
 
-    `uids` and `gids` are the ids that this user namespace has.
+    `uids` and `gids` are the ids that this user namespace has. Where none of them is free it is
+    that of `nobody`; None where there is nobody but root, as in some containers.
     """
     known = set(taken)
-    for number in _DYNAMIC_IDS:
-        there = any(number in ids for ids in uids) and any(number in ids for ids in gids)
-        if there and number not in known:
+
+    def is_there(number: int) -> bool:
+        return any(number in ids for ids in uids) and any(number in ids for ids in gids)
+
+    for number in itertools.chain(_DYNAMIC_IDS, range(_DYNAMIC_IDS.start - 1, 0, -1)):
+        if number not in known and is_there(number):
             return number
-    return _NOBODY
+    return _NOBODY if is_there(_NOBODY) else None
 
 
 def _mapped(name: str) -> list[range]:

@@ -21,7 +21,7 @@ from meshrun.supervisor.plan import Selection
 from meshrun.supervisor.ports import PortTakenError
 from meshrun.supervisor.preparation import Prepared, check_descriptors
 from meshrun.supervisor.reporter import Reporter
-from meshrun.supervisor.rollout import Rollout, Step, steps
+from meshrun.supervisor.rollout import Occasion, Rollout, Step, steps
 
 __all__ = ["Reloading", "reselected"]
 
@@ -61,6 +61,7 @@ class Reloading:
         self._bell = bell
         self._selection = prepared.selection
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self.active = False
 
     async def reload(self, *, dry_run: bool) -> list[Step]:
@@ -98,14 +99,17 @@ class Reloading:
             words = ", ".join(f"{name} to {number}" for name, number in wanted.items())
             return await self._carry_out(proposal, "scaled", f"scaled {words}")
 
-    async def restart(self, names: Collection[str]) -> list[Step]:
+    async def restart(self, names: Collection[str], occasion: Occasion | None = None) -> list[Step]:
         """Restart instances, one of a service after the other; returns those that were left alone.
 
-        Raises StoppingError.
+        See `Rollout.restart`. Raises StoppingError.
         """
         async with self._change():
             there = [name for name in names if name in self._fleet.apps]
-            return await self._rollout.restart(there)
+            if occasion is not None:
+                pressed = occasion.is_pressed
+                occasion = replace(occasion, is_pressed=lambda: self._waiting > 0 or pressed())
+            return await self._rollout.restart(there, occasion)
 
     async def _read(self) -> _Proposal:
         running = self._fleet.plan.configuration
@@ -165,11 +169,17 @@ class Reloading:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
+        self._waiting += 1
+        self._bell.ring()
         try:
-            async with self._turn:
-                self._rollout.want_running()
-                yield
+            await self._turn.acquire()
         finally:
+            self._waiting -= 1
+        try:
+            self._rollout.want_running()
+            yield
+        finally:
+            self._turn.release()
             self._bell.ring()
 
     @contextmanager

@@ -1,15 +1,16 @@
 """Turns what happens into events of the timeline and lines of the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from meshrun.proxy import messages
-from meshrun.supervisor import ca, lifecycle
+from meshrun.supervisor import backoff, ca, lifecycle
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
 from meshrun.supervisor.plan import Instance, Worker
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.watching.burst import REST_S
 
 __all__ = ["Reporter"]
 
@@ -122,6 +123,38 @@ class Reporter:
         """Say that calls to an instance are cut, which have not ended in time."""
         message = f"{name} still has calls after {timeout_s:g} s, which end with it"
         self._timeline.add("not-drained", name, message)
+        self._journal.warning(message)
+
+    def watching(self, service: str, folders: int) -> None:
+        """Say that the files of an app are watched from now on."""
+        what = f"{folders} {'folder' if folders == 1 else 'folders'}"
+        self._timeline.add("watching", service, f"files of {service} are watched ({what})")
+
+    def not_watching(self, service: str, reason: str) -> None:
+        """Say why the files of an app are not watched; it runs without that."""
+        message = f"cannot watch files for {service}, it runs without: {reason}"
+        self._timeline.add("not-watching", service, message)
+        self._journal.warning(message)
+
+    def files_changed(self, service: str, message: str, *, restarts: bool) -> None:
+        """Say what follows from a change of files; the log tells of each restart by itself."""
+        self._timeline.add("files-changed", service, message)
+        if not restarts:
+            self._journal.info(message)
+
+    def storming(self, service: str, changes: str) -> None:
+        """Say that changes have followed each other too fast to go on so."""
+        message = (
+            f"{service}: {changes}, as so often in the last {backoff.CRASH_LOOP_WINDOW_S:g} s; if "
+            f"that is its own doing, name it in watch.ignore; the next change waits {REST_S:g} s"
+        )
+        self._timeline.add("files-storming", service, message)
+        self._journal.warning(message)
+
+    def left_as_it_was(self, name: str, reasons: Sequence[str]) -> None:
+        """Say that an instance has not been restarted, though files have changed."""
+        message = f"{name} is left as it was: {', '.join(reasons)}"
+        self._timeline.add("kept", name, message)
         self._journal.warning(message)
 
     def reloaded(self, kind: str, message: str, *, failed: bool = False) -> None:

@@ -24,7 +24,7 @@ from meshrun.supervisor.plan import Instance, Plan
 from meshrun.supervisor.reporter import Reporter
 from meshrun.supervisor.sidecars import Sidecars
 
-__all__ = ["ENFORCE_TIMEOUT_S", "Rollout", "Step", "steps"]
+__all__ = ["ENFORCE_TIMEOUT_S", "Occasion", "Rollout", "Step", "steps"]
 
 # Design 8: a launched sidecar that does not acknowledge within it is killed and started again.
 ENFORCE_TIMEOUT_S = 2.0
@@ -51,6 +51,19 @@ class Step:
         reasons = f" ({', '.join(self.reasons)})" if self.reasons else ""
         what = "restarted sidecar of" if self.action == "sidecar-restarted" else self.action
         return f"{what} {self.subject}{reasons}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occasion:
+    """Why instances are restarted that nobody has asked for: `reasons` has it by their names.
+
+    `is_due_again` tells of an instance whether it will be restarted once more anyway, `is_pressed`
+    whether others wait for the end of this.
+    """
+
+    reasons: Mapping[str, str]
+    is_due_again: Callable[[str], bool]
+    is_pressed: Callable[[], bool]
 
 
 def steps(wanted: Difference) -> list[Step]:
@@ -123,22 +136,20 @@ class Rollout:
         self._fleet.settle(wanted.new)
         return kept
 
-    async def restart(self, names: Collection[str]) -> list[Step]:
+    async def restart(self, names: Collection[str], occasion: Occasion | None = None) -> list[Step]:
         """Restart apps, dependencies first, each service one instance after the other.
 
-        Where one does not come back the others of its service are left alone, and returned.
+        Where one does not come back the others of its service are left alone, and returned. By an
+        `occasion` nobody is started whom somebody has stopped.
         """
         self.want_running()
         plan = self._fleet.plan
         kept: list[Step] = []
         for layer in _layers(plan, names):
-            for service in layer:
-                instances = [i for i in plan.of(service) if i.name in names]
-                for index, instance in enumerate(instances):
-                    if not await self._restart(instance):
-                        rest = instances[index + 1 :]
-                        kept += [_kept(i.name, instance.name) for i in rest]
-                        break
+            services = [[i for i in plan.of(service) if i.name in names] for service in layer]
+            rolled = (self._restart_all(instances, occasion) for instances in services)
+            for left in await asyncio.gather(*rolled):
+                kept += left
         return kept
 
     async def enforce(self) -> None:
@@ -237,18 +248,50 @@ class Rollout:
         await self._until(lambda: self._is_settled(change.name))
         return _is_back(app.status)
 
-    async def _restart(self, instance: Instance) -> bool:
+    async def _restart_all(
+        self, instances: Sequence[Instance], occasion: Occasion | None
+    ) -> list[Step]:
+        """Restart the instances of a service, one after the other, as long as each comes back."""
+        for index, instance in enumerate(instances):
+            rest = instances[index + 1 :]
+            if not await self._restart(instance, occasion, last=not rest):
+                return [_kept(i.name, instance.name) for i in rest]
+        return []
+
+    async def _restart(self, instance: Instance, occasion: Occasion | None, *, last: bool) -> bool:
+        """Restart an instance; returns whether it has come back, or nobody waits for that."""
+        name = instance.name
+        app = self._fleet.apps[name]
+
+        def is_out_of_date() -> bool:
+            again = occasion is not None and occasion.is_due_again(name)
+            return again or (last and occasion is not None and occasion.is_pressed())
+
+        def is_to_be_left() -> bool:
+            stopped = app.status.wanted is Wanted.STOP
+            return occasion is not None and (stopped or occasion.is_due_again(name))
+
+        if is_to_be_left():
+            return True
         try:
             await self._drain([instance])
-            app = self._fleet.apps[instance.name]
-            app.feed(events.Restart())
+            if is_to_be_left():
+                return True
+            app.feed(
+                events.Restart() if occasion is None else events.Restart(occasion.reasons[name])
+            )
             # For what it waits nobody else here waits with it.
             await self._until(
-                lambda: app.status.phase is Phase.WAITING or _is_up_or_fallen(app.status)
+                lambda: (
+                    app.status.phase is Phase.WAITING
+                    or _is_up_or_fallen(app.status)
+                    or is_out_of_date()
+                )
             )
-            return app.status.phase is Phase.WAITING or _is_back(app.status)
+            waits = app.status.phase is Phase.WAITING
+            return waits or _is_back(app.status) or is_out_of_date()
         finally:
-            self._control.restore([instance.name])
+            self._control.restore([name])
 
     def _try_again(self) -> None:
         """Start those that failed only because others had: these are other ones now."""

@@ -51,6 +51,7 @@ from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.standing import Standing
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.watching.watcher import Watcher
 from meshrun.supervisor.window import Window
 
 __all__ = [
@@ -103,6 +104,7 @@ class Run:
             self._new_session,
             self._app_changed,
             self._added,
+            lambda _name: self.watcher.refresh(),
             self._removed,
         )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
@@ -147,8 +149,6 @@ class Run:
             lambda: self.stopping,
             self.started_at,
         )
-        for instance in prepared.plan.instances:
-            self.fleet.add(instance)
         self.rollout = Rollout(
             self.fleet,
             self.control,
@@ -162,6 +162,17 @@ class Run:
         self._reloading = Reloading(
             prepared, self.fleet, self.rollout, self.access, self._reporter, self.bell
         )
+        self.watcher = Watcher(
+            lambda: self.plan,
+            self.apps,
+            self._reloading.restart,
+            # What this run writes, and what it is made of, which only a reload has a use for.
+            (str(prepared.state.path), str(prepared.source.path)),
+            self._reporter,
+            self.bell,
+        )
+        for instance in prepared.plan.instances:
+            self.fleet.add(instance)
 
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
@@ -224,6 +235,7 @@ class Run:
         for app in self.apps.values():
             app.feed(events.Start())
         self.externals.start()
+        self.watcher.start()
         self._changed()
 
     # What happens.
@@ -248,8 +260,10 @@ class Run:
 
     def _added(self, name: str) -> None:
         self.standing.changed(name)
+        self.watcher.refresh()
 
     def _removed(self, name: str) -> None:
+        self.watcher.refresh()
         self.standing.forget(name)
         self.dependants.forget(name)
         self.logs.forget(name)
@@ -333,8 +347,10 @@ class Run:
         for name in names:
             matching = [i.name for i in self.plan.instances if name in (i.name, i.service)]
             if not matching:
-                known = ", ".join(self.plan.services)
-                raise UnknownNameError(f'no app "{name}" runs here; there are: {known}')
+                known = self.plan.services
+                hint = suggest.hint(name, [*known, *self.plan.by_name])
+                there = ", ".join(known)
+                raise UnknownNameError(f'no app "{name}" runs here{hint}; there are: {there}')
             found += matching
         return list(dict.fromkeys(found)) or list(self.plan.by_name)
 
@@ -434,7 +450,10 @@ class Run:
 
     async def reload(self, *, dry_run: bool) -> list[Step]:
         """Apply a changed file; see `Reloading.reload`."""
-        return await self._reloading.reload(dry_run=dry_run)
+        try:
+            return await self._reloading.reload(dry_run=dry_run)
+        finally:
+            self.watcher.refresh()  # also what could not be watched before
 
     async def scale(self, wanted: Mapping[str, int]) -> list[Step]:
         """Run so many instances of apps; see `Reloading.scale`."""
@@ -475,7 +494,7 @@ class Run:
             expected = dependencies.expected_to_complete(
                 i.app.depends_on for i in self.plan.instances if i.app is not None
             )
-            ended = ends.ended(rule, apps, expected)
+            ended = ends.ended(rule, apps, expected, self.watcher.revivable)
             found.extend([] if ended is None else [ended])
             return bool(found)
 
@@ -485,6 +504,7 @@ class Run:
     async def stop(self) -> None:
         """End everything in order: dependants, what they depend on, sidecars."""
         self.stopping = True
+        self.watcher.close()
         self.externals.stop()
         self.bell.ring()
         grace_s = self._grace_s

@@ -217,8 +217,12 @@ class Runner:
 
     def kill_process(self) -> None:
         """KILL the main process and leave it to the policy whether it starts again."""
+        self.signal_process(signal.SIGKILL)
+
+    def signal_process(self, number: int) -> None:
+        """Send a signal to the main process alone, which is no end unless that ends by it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.send_signal(number)
 
     def blocker(self) -> Blocker:
         """Say what is left of it, and what that has been told."""

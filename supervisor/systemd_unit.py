@@ -32,7 +32,7 @@ class Service:
 
     `user` is None for root. `writable` are the folders that meshrun and the apps write to, `ports`
     the fixed ports of upstreams, `search` the folders in which programs are looked for,
-    `longest_stop_s` how long the mesh needs to stop at most, `reloads` whether meshrun can reload.
+    `longest_stop_s` how long the mesh needs to stop at most.
     """
 
     mesh: str
@@ -44,7 +44,6 @@ class Service:
     search: tuple[str, ...]
     ports: tuple[int, ...]
     longest_stop_s: float
-    reloads: bool
 
 
 _SERVICE = """\
@@ -60,7 +59,9 @@ After=network.target
 Type=notify
 NotifyAccess=main
 TimeoutStartSec=infinity
-{commands}
+ExecStart={start}
+# Returns when mesh.toml is applied, and fails where that has a mistake, which changes nothing.
+ExecReload={reload}
 WorkingDirectory={folder}
 {user}
 {search}
@@ -77,7 +78,8 @@ OOMPolicy=continue
 # time that their `stop` can take is killed.
 KillMode=mixed
 TimeoutStopSec={stop_s}
-# The run has a cgroup of its own below the service's (ProtectControlGroups= would prevent that).
+# The run and each app have a cgroup of their own below the service's: by it they are ended as a
+# whole, and `limits` hold (ProtectControlGroups= would prevent that).
 Delegate=yes
 
 # Of the files all is read-only but these folders, /dev, /proc and /sys. Add those that your apps
@@ -127,14 +129,12 @@ def service(given: Service) -> str:
     """Return the service unit. Raises MeshrunError for a path that no unit can hold."""
     socket = f"{unit_name(given.mesh)}.socket"
     command = (*given.meshrun, *given.arguments)
-    commands = [f"ExecStart={_command((*command, 'up'))}"]
-    if given.reloads:
-        commands.append(f"ExecReload={_command((*command, 'reload'))}")
     return _SERVICE.format(
         header=HEADER,
         mesh=_plain(given.mesh),
         requires=f"Requires={socket}\nAfter={socket}\n" if given.ports else "",
-        commands="\n".join(commands),
+        start=_command((*command, "up")),
+        reload=_command((*command, "reload")),
         folder=_path(given.folder),
         user=_user(given),
         search=_search(given),

@@ -91,7 +91,7 @@ def _user(wanted: str | None) -> str | None:
 def _given(place: Place, user: str | None) -> "systemd_unit.Service":
     from meshrun.supervisor import systemd_unit
     from meshrun.supervisor.bodies import app_policy
-    from meshrun.supervisor.cli import offline, program
+    from meshrun.supervisor.cli import offline
     from meshrun.supervisor.run import longest_stop_s
 
     configuration = place.configuration()
@@ -113,7 +113,6 @@ def _given(place: Place, user: str | None) -> "systemd_unit.Service":
         search=_search(),
         ports=_fixed_ports(planned),
         longest_stop_s=longest_stop_s(grace_s, longest_s),
-        reloads="reload" in program.list_commands(click.Context(program)),
     )
 
 

@@ -207,8 +207,13 @@ def _lines(found: Explanation) -> list[str]:
         lines += [f"    {_clock(e.at)} {e.kind}: {e.message}" for e in found.events]
     if found.lines and not found.ready:
         lines.append("  last output:")
-        lines += [f"    {line}" for line in found.lines]
+        lines += [f"    {_plain(line)}" for line in found.lines]
     return lines
+
+
+def _plain(line: str) -> str:
+    """Return what an app wrote in characters that a terminal only shows: no colour goes on here."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in click.unstyle(line))
 
 
 def _clock(at: float) -> str:

@@ -28,6 +28,7 @@ from meshrun.supervisor.configuration.tables import Document, Place, Table, dott
 from meshrun.supervisor.configuration.toml_positions import locate
 from meshrun.supervisor.configuration.users import Machine
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, UnfitError, address, quoted, text
+from meshrun.supervisor.configuration.watch import written_at
 from meshrun.supervisor.errors import ConfigError, Finding
 from meshrun.supervisor.machine import ThisMachine
 from meshrun.supervisor.suggest import hint
@@ -153,6 +154,8 @@ class _Loader:
             intentions=tuple(intention for _, intention in intentions),
         )
         self._check_addresses(configuration)
+        for table in top.tables("apps"):
+            self._check_watched(table, configuration.apps[str(table.path[-1])])
         references.check(self._document, configuration, intentions, self._environ)
         return configuration
 
@@ -242,9 +245,7 @@ class _Loader:
         path = (*table.path, "env_file")
         if named is None:
             return {}
-        known = {**self._environ, "MESHRUN_APP": str(table.path[-1])}
-        for name in INSTANCE_VARIABLES:
-            known.pop(name, None)
+        known = self._known(str(table.path[-1]))
         try:
             file = self._folder / expand(named, known)
             return dotenv.values(self._read_variables(file))
@@ -255,6 +256,31 @@ class _Loader:
         except (ExpansionTooLongError, ConfigError) as error:
             self._document.report_value(path, str(error))
         return {}
+
+    def _known(self, app: str) -> dict[str, str]:
+        """Return the variables that are the same for all instances of an app."""
+        known = {**self._environ, "MESHRUN_APP": app}
+        for name in INSTANCE_VARIABLES:
+            known.pop(name, None)
+        return known
+
+    def _check_watched(self, table: Table, app: App) -> None:
+        """Report what is to be watched and is not there: most likely it is misspelt."""
+        if app.watch is None:
+            return
+        known = {**self._known(app.name), **(app.account.variables if app.account else {})}
+        try:
+            cwd = Path(expand(app.cwd or "", {**known, **app.env_file})).expanduser()
+        except (UnsetVariableError, ExpansionTooLongError, RuntimeError):
+            return  # each instance may have a folder of its own; else others report it
+        folder = self._folder / cwd
+        for index, watched in enumerate(app.watch.paths):
+            base = folder / watched.base
+            why = _unwatchable(base, want_folder=bool(watched.pattern))
+            if why is not None:
+                self._document.report_value(
+                    written_at(table, index), f"cannot watch {_called(base)} for {app.name}: {why}"
+                )
 
     def _check_addresses(self, configuration: Configuration) -> None:
         for service in configuration.services.values():
@@ -313,6 +339,20 @@ def _read(path: Path, file: str) -> str:
         column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
         message = f"not UTF-8: byte 0x{content[error.start]:02x}"
         raise ConfigError([Finding(file, line, column, message)]) from error
+
+
+def _unwatchable(path: Path, *, want_folder: bool) -> str | None:
+    """Say why a file or folder cannot be watched, None where it can."""
+    try:
+        is_folder = path.is_dir()
+        path.stat()
+    except OSError as error:
+        return str(error.strerror).lower()
+    if want_folder and not is_folder:
+        return "it is no folder"
+    if is_folder and not os.access(path, os.R_OK | os.X_OK):
+        return "permission denied"
+    return None
 
 
 def _folder(path: Path) -> Path:

@@ -38,6 +38,8 @@ __all__ = [
     "Stop",
     "TcpCheck",
     "UpstreamReference",
+    "Watch",
+    "Watched",
 ]
 
 # As a label of the DNS (RFC 1123 2.1), in lower case.
@@ -160,6 +162,35 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """A file, or a folder with all that is in it; with `pattern` the files there that match it.
+
+    `base` is relative to the folder in which the app runs; a pattern has a part for each folder on
+    the way to the file, `**` for any number of them.
+    """
+
+    base: str
+    pattern: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "/".join((self.base, *self.pattern))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Which files of an app are watched; when they change it gets `signal`, or is restarted.
+
+    A pattern in `ignore` is about a name at any depth; one that begins with `/` is about a path
+    from the folder in which the app runs. Changes count once none has come for `debounce_s`.
+    """
+
+    paths: tuple[Watched, ...] = (Watched(base="."),)
+    ignore: tuple[str, ...] = ()
+    debounce_s: float = 0.3
+    signal: Signals | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamReference:
     """A service that an app calls under `name`; instance k listens on `port` + k - 1 if given.
 
@@ -215,6 +246,7 @@ class App:
     limits: Limits = Limits()
     account: Account | None = None
     tty: bool = False
+    watch: Watch | None = None
     connect_timeout_s: float = 5.0
     max_connections: int = MOST_CONNECTIONS
     idle_timeout_s: float | None = None

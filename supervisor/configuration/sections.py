@@ -50,6 +50,7 @@ from meshrun.supervisor.configuration.values import (
     word,
     words,
 )
+from meshrun.supervisor.configuration.watch import read_watch
 
 __all__ = ["intention_id", "mesh_name", "read_app", "read_intentions", "read_mesh", "read_services"]
 
@@ -63,9 +64,9 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "alive", "restart", "stop", "connect_timeout"),
-    *("max_connections", "idle_timeout", "limits", "user", "tty"),
+    *("max_connections", "idle_timeout", "limits", "user", "tty", "watch"),
 )
-APP_KEYS_LATER = (*("watch", "hooks", "every"),)
+APP_KEYS_LATER = ("hooks", "every")
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
@@ -145,6 +146,7 @@ def read_app(
         limits=read_limits(table, machine),
         account=read_user(table, machine),
         tty=table.read("tty", boolean, False),
+        watch=read_watch(table),
         connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),
         max_connections=_read_max_connections(table),
         idle_timeout_s=_read_idle_timeout(table),

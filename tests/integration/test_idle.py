@@ -63,6 +63,16 @@ def test_nobody_wakes_up_for_a_log_and_a_tap_of_nothing(tmp_path: Path) -> None:
             assert_silence(mesh)
 
 
+def test_nobody_wakes_up_while_files_are_watched_and_none_changes(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / f"src/{number}").mkdir(parents=True)
+    config = CONFIG.replace("port = 0", "port = 0\nwatch = true")
+    with Mesh(tmp_path, config) as mesh:
+        mesh.up()
+        mesh.await_event("watching", "client")
+        assert_silence(mesh)
+
+
 def test_restarts_leave_no_descriptor_open(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()

@@ -1,5 +1,6 @@
 """Starting a mesh: order, calls that come early, where it may run, and what stands in its way."""
 
+import json
 import os
 import shutil
 import socket
@@ -385,3 +386,27 @@ def test_a_soft_limit_on_open_files_does_not_stop_a_large_mesh(tmp_path: Path) -
         mesh.follow()
         limits = Path(f"/proc/{mesh.instance('many.1').pid}/limits").read_text()
         assert "Max open files            128" in limits
+
+
+def test_events_are_followed_as_json_until_the_mesh_ends(tmp_path: Path) -> None:
+    config = '[apps.web]\ncommand = "${PYTHON} -S ${APPS}/idle.py"\nport = 0\n'
+    with Mesh(tmp_path, config) as mesh:
+        mesh.up()
+        following = subprocess.Popen(
+            [*mesh.command, "events", "-f", "--json"],
+            cwd=mesh.folder,
+            env=mesh.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert following.stdout is not None
+        first = json.loads(following.stdout.readline())
+        assert (first["kind"], first["subject"]) == ("up", "mesh")
+        mesh.cli("stop", "web", check=True)
+        mesh.down()
+        lines, _ = following.communicate(timeout=PATIENCE_S)
+        found = [json.loads(line) for line in lines.splitlines()]
+        assert [event["kind"] for event in found][-3:] == ["exited", "stopped", "down"]
+        keys = {"at", "kind", "subject", "message", "source", "destination", "count"}
+        assert all(event.keys() == keys for event in found)

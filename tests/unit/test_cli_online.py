@@ -415,7 +415,7 @@ def test_why_an_app(api: Api, shell: Shell) -> None:
         "restarts": 0,
         "next_try_in_s": None,
         "waiting_for": ["db"],
-        "lines": ["last words"],
+        "lines": ["\x1b[31mlast\x1b[0m words\t\x07"],
         "events": [{"at": 1.0, "kind": "stopped", "subject": "web.1", "message": "it stopped"}],
     }
     api.answers["GET /v1/meshrun/why/web"] = (200, [found])
@@ -425,7 +425,7 @@ def test_why_an_app(api: Api, shell: Shell) -> None:
         r"web\.1 is waiting, not ready, since \d\d:\d\d:\d\d\n  waits for: db\n  last events:\n",
         out,
     )
-    assert out.endswith("stopped: it stopped\n  last output:\n    last words\n")
+    assert out.endswith("stopped: it stopped\n  last output:\n    last words\t?\n")
     assert json.loads(shell("why web -json")[1])[0]["waiting_for"] == ["db"]
 
 

@@ -22,6 +22,7 @@ from meshrun.supervisor.configuration.model import (
     Stop,
     TcpCheck,
     UpstreamReference,
+    Watch,
 )
 from meshrun.supervisor.difference import Difference, applied, difference
 from meshrun.supervisor.errors import MeshrunError
@@ -110,6 +111,7 @@ def test_what_a_process_is_started_with_restarts_it(
         ({"restart": "always"}, ("restart",)),
         ({"stop": Stop(timeout_s=1.0)}, ("stop",)),
         ({"depends_on": {"db": Dependency()}}, ("depends_on",)),
+        ({"watch": Watch()}, ("watch",)),
         ({"ready": Probe(check=TcpCheck())}, ("ready",)),
         ({"alive": Probe(check=ExecCheck(("true",)))}, ("alive",)),
         ({"connect_timeout_s": 1.0}, ("connect_timeout",)),

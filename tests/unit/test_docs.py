@@ -9,12 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from meshrun.proxy.http.heads import Request
 from meshrun.proxy.intentions import Rules
 from meshrun.supervisor import environment, lifecycle
-from meshrun.supervisor.cli import program
+from meshrun.supervisor.cli import program, records
 from meshrun.supervisor.configuration import (
     depends_on,
     limits,
@@ -23,12 +24,14 @@ from meshrun.supervisor.configuration import (
     probes,
     sections,
     upstreams,
+    watch,
 )
 from meshrun.supervisor.configuration import model as configuration
 from meshrun.supervisor.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+COMMANDS = ROOT / "docs" / "commands.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 
@@ -42,6 +45,7 @@ TABLES = {
     "depends_on": depends_on.KEYS,
     "ready": probes.READY_KEYS,
     "alive": probes.ALIVE_KEYS,
+    "watch": watch.KEYS,
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
@@ -83,6 +87,7 @@ def test_every_key_that_is_refused_until_later_is_listed_as_such() -> None:
 
 def test_the_examples_of_configurations_are_valid(tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_text("web: ./web\nworker: ./worker\n")
+    (tmp_path / "templates").mkdir()
     examples = re.findall(r"```toml\n(.*?)```", text(README), re.DOTALL)
     assert examples
     for example in examples:
@@ -149,7 +154,10 @@ def test_the_map_of_a_package_has_every_module(package: str) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["proxy", "proxy/http", "supervisor", "supervisor/configuration", "supervisor/probes"],
+    [
+        *("proxy", "proxy/http", "supervisor", "supervisor/configuration", "supervisor/probes"),
+        "supervisor/watching",
+    ],
 )
 def test_the_tour_has_a_room_for_every_module(package: str) -> None:
     said = section(ARCHITECTURE, "The rooms")
@@ -234,6 +242,16 @@ def test_the_table_of_phases_has_each_phase_once_with_the_state_that_users_see()
         values = [name.lower() for name in names] if same else states.split(", ")
         shown |= dict(zip(names, values, strict=True))
     assert shown == {phase.name: phase.shown for phase in lifecycle.Phase}
+
+
+@pytest.mark.parametrize(
+    ("command", "record"), [("why", records.Explanation), ("events", records.Event)]
+)
+def test_the_keys_of_what_is_printed_as_json_are_listed(
+    command: str, record: type[msgspec.Struct]
+) -> None:
+    listed = re.findall(r"`([a-z_]+(?:, [a-z_]+)+)`", section(COMMANDS, command))
+    assert sorted(record.__struct_fields__) in [sorted(each.split(", ")) for each in listed]
 
 
 def test_every_module_that_the_tour_names_exists() -> None:

@@ -84,3 +84,10 @@ def test_only_those_that_end_the_run_are_not_started_again() -> None:
     assert not FROM_TESTS.runs_once("server")
     assert EndRule(exit_code_from="tests.2").runs_once("tests")
     assert ABORT.runs_once("server")
+
+
+def test_a_run_goes_on_while_something_may_start_one_of_its_apps_again() -> None:
+    over = apps(a=COMPLETED, b=FAILED)
+    assert ended(EndRule(), over, (), revivable={"b.1"}) is None
+    assert ended(EndRule(), over, (), revivable={"gone.1"}) == Ended(1)
+    assert ended(ABORT, over, (), revivable={"b.1"}) == Ended(1, "b.1")

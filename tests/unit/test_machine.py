@@ -45,9 +45,15 @@ def test_an_id_that_nobody_has_is_found_where_there_is_one() -> None:
     assert unused_id(EVERYTHING, EVERYTHING, ()) == 61184
     assert unused_id(EVERYTHING, EVERYTHING, (61184, 61185)) == 61186
     assert unused_id([range(10), range(62000, 62001)], EVERYTHING, ()) == 62000
-    assert unused_id([range(1000)], EVERYTHING, ()) == 65534
-    assert unused_id(EVERYTHING, [range(1000)], ()) == 65534
-    assert unused_id(EVERYTHING, EVERYTHING, range(61184, 65520)) == 65534
+    assert unused_id(EVERYTHING, EVERYTHING, range(61184, 65520)) == 61183
+    assert unused_id(EVERYTHING, EVERYTHING, range(65520)) == 65534
+
+
+def test_in_a_namespace_of_few_users_it_is_one_of_those() -> None:
+    assert unused_id([range(1000)], EVERYTHING, (999,)) == 998
+    assert unused_id(EVERYTHING, [range(1000)], ()) == 999
+    assert unused_id([range(1)], [range(1)], ()) is None
+    assert unused_id([range(1), range(65534, 65535)], EVERYTHING, (65534,)) == 65534
 
 
 def test_the_sidecars_of_root_become_nobody_whom_an_app_can_be() -> None:

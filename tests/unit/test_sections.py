@@ -23,6 +23,7 @@ KEYS = st.sampled_from(
         *("command", "shell", "env", "port", "instances", "upstreams", "service", "as", "ready"),
         *("depends_on", "http", "tcp", "exec", "interval", "stop", "signal", "timeout", "restart"),
         *("alive", "log", "notify", "successes", "deadline", "condition", "on_restart"),
+        *("watch", "paths", "ignore", "debounce"),
         *("address", "protocol", "from", "to", "action", "methods", "\u001b[2J", ""),
         *("workers", "max_connections", "idle_timeout", "request_timeout", "retries", "split"),
         *("max_requests", "max_pending", "ejection", "failures", "set_headers", "remove_headers"),
@@ -34,6 +35,7 @@ SCALARS = st.sampled_from(
     [
         *(0, 1, -1, 8080, 10**20, True, False, 0.5, "", "web", "api", "*", "10s", "1-2", "${A}"),
         *("'", "GET", "deny", "/a", "/a/../b", "(", "x-role", "_"),
+        *("restart", "HUP", "**/*.py", "!a"),
     ]
 )
 TREES = st.recursive(

@@ -23,7 +23,6 @@ SERVICE = Service(
     search=("/usr/bin", "/bin"),
     ports=(),
     longest_stop_s=20.5,
-    reloads=True,
 )
 # What a path may be called whose characters systemd has a use for.
 HOSTILE = "a b%n$HOME${X};#é"
@@ -81,8 +80,16 @@ def test_the_service_says_when_it_is_ready_and_stops_in_order() -> None:
     assert found["ReadWritePaths"] == ["/srv/shop", "/var/lib/shop"]
     assert found["PrivateTmp"] == ["yes"]
     assert found["ExecStart"] == ["/opt/shop/.venv/bin/meshrun --config=/srv/shop/mesh.toml up"]
-    assert found["ExecReload"][0].endswith(" reload")
+    assert found["ExecReload"] == [
+        "/opt/shop/.venv/bin/meshrun --config=/srv/shop/mesh.toml reload"
+    ]
     assert "Requires" not in found
+
+
+def test_the_cgroups_of_the_run_and_its_apps_are_its_own() -> None:
+    found = settings(systemd_unit.service(SERVICE))
+    assert found["Delegate"] == ["yes"]
+    assert "ProtectControlGroups" not in found
 
 
 def test_every_setting_that_restricts_an_app_has_its_reason_above_it() -> None:
@@ -96,7 +103,6 @@ def test_as_root_there_is_no_user_and_in_tmp_no_private_one() -> None:
     found = settings(systemd_unit.service(replace(SERVICE, user=None, folder="/tmp/shop")))
     assert "User" not in found
     assert "PrivateTmp" not in found
-    assert "ExecReload" not in settings(systemd_unit.service(replace(SERVICE, reloads=False)))
 
 
 def test_fixed_ports_of_upstreams_have_a_socket_unit_that_the_service_needs() -> None:
@@ -121,6 +127,8 @@ def test_systemd_reads_every_word_as_it_was_meant(program: str, file: str, folde
     )
     found = settings(unit)
     assert words(found["ExecStart"][0], command=True) == [f"/{program}", f"--config={file}", "up"]
+    reload = words(found["ExecReload"][0], command=True)
+    assert reload == [f"/{program}", f"--config={file}", "reload"]
     assert words(found["ReadWritePaths"][0], command=False) == [f"/{folder}"]
     assert words(found["Environment"][0], command=False) == [f"PATH=/{folder}:/bin"]
 
