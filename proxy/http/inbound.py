@@ -315,6 +315,8 @@ class _Exchange(Relay):
     def send_over(self, client: Http1Client | Http2Client) -> None:
         """Send the request over `client`."""
         self._client = client
+        if isinstance(client, Http1Client) and not client.used:
+            self._keeps = False  # the app has accepted it for this request, and will hear it
         self._dialling = None
         self.connect(client.request(self.request, self, self._session.identity))
 
@@ -349,13 +351,20 @@ class _Exchange(Relay):
             stale
             and not self._again
             and self.response_open
-            and may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
+            and may_retry(
+                self.request.method,
+                failure,
+                body_sent=bool(self.received_bytes),
+                body_kept=self.body_kept,
+            )
         ):
             self._again = True
-            self._upstream = None
+            self._take_back()
             self._session.forward(self, fresh=True)
             self.flush_request()
             return
+        if isinstance(client, Http1Client) and client.used and failure is Failure.SILENT:
+            reason = f"{reason}, on one that was kept"
         self._failure = reason
         self._session.inbound.failed(reason)
         super().response_failed(failure, reason)

@@ -1,5 +1,7 @@
 """Where a connection of HTTP/1 ends and where it goes on, and who hears that it is gone."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,7 +166,7 @@ def test_wherever_a_request_is_answered_the_next_begins_behind_its_body(
     server.start()
     link.deliver(data[:at])
     answered = False
-    for number, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for number, (begin, end) in enumerate(pairwise(ends)):
         if number >= answered_behind and recorder.exchanges and not answered:
             if held:
                 server.hold()
