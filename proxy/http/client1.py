@@ -113,6 +113,8 @@ class Http1Client(Writer):
         self._reading = HEAD
         self._chunking = request.framing is STREAMED
         self._sent = False
+        if self.used:
+            self._link.mark()
         self._out.append(head1.write_request(request, extra))
         return self
 
@@ -345,10 +347,14 @@ class Http1Client(Writer):
 
     def _fail(self, reason: str, *, broken: bool = False) -> None:
         exchange, self._exchange = self._exchange, None
-        begun = broken or self._begun
+        failure = Failure.SILENT
+        if broken or self._begun:
+            failure = Failure.BROKEN
+        elif self.used and self._link.unheard:
+            failure = Failure.UNSENT
         self._shut()
         if exchange is not None:
-            exchange.response_failed(Failure.BROKEN if begun else Failure.SILENT, reason)
+            exchange.response_failed(failure, reason)
             exchange.flush_response()
 
     def _shut(self) -> None:

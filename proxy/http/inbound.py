@@ -34,6 +34,11 @@ __all__ = ["HttpInbound"]
 # place, often a thread, and the next request little: a connection over the loopback.
 APP_IDLE_S = 60.0
 
+# After how long a kept connection is none for what may not be sent twice: the app may be about to
+# close it, and would drop what comes. gunicorn waits 2 s, Node and uvicorn 5 s, most others longer;
+# Apache's HttpClient distrusts a connection after 2 s.
+TRUSTED_S = 1.0
+
 DENIED = "this call is not allowed here"
 EXPIRED = "the caller's certificate has expired"
 
@@ -192,9 +197,12 @@ class _Session(Session):
         with_body = request.framing is not NO_BODY
         while self._idle:
             client = self._idle.pop()
-            # What may not be sent twice does not go where the app has just hung up: on the loopback
-            # that shows at once. Else to look would cost each request a system call.
-            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not client.stale:
+            # What may not be sent twice does not go where the app has just hung up, which shows at
+            # once on the loopback, or may in this moment. Else to look would cost each request a
+            # system call.
+            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not (
+                client.stale or client.idle_s() >= TRUSTED_S
+            ):
                 return client
             client.close()
         return None
