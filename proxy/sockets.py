@@ -18,6 +18,7 @@ __all__ = [
     "reset",
     "set_up",
     "traffic",
+    "unheard",
     "unsent_bytes",
 ]
 
@@ -37,7 +38,11 @@ LAST_DATA = struct.Struct("44x I 4x I")
 # Not tcpi_bytes_acked: that lacks what was not acknowledged yet, and counts the SYN and the FIN.
 TRAFFIC = struct.Struct("=B 127x Q 64x Q Q")
 
+# tcpi_state and tcpi_bytes_acked of the same.
+ACKNOWLEDGED = struct.Struct("=B 119x Q")
+
 ESTABLISHED = 1  # TCP_ESTABLISHED
+CLOSED = 7  # TCP_CLOSE
 
 # TCP_TIME_WAIT, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING: the other side's FIN has come.
 FIN_CAME = frozenset({6, 8, 9, 11})
@@ -111,6 +116,21 @@ def traffic(sock: socket.socket, *, ended: bool) -> tuple[int, int]:
     # A FIN takes one number of the sequence, and is counted as if it were a byte.
     fin = 1 if ended or state in FIN_CAME else 0
     return sent - sent_again, max(0, received - fin)
+
+
+def unheard(sock: socket.socket, before: int) -> bool:
+    """Return whether the other side closed before anything behind the first `before` bytes came.
+
+    To be asked where its end has been read: it said that end when it had no more than these (the
+    end acknowledges what has come), and has refused what came later with a reset.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, ACKNOWLEDGED.size)
+    except OSError:
+        return False
+    # Where a kernel knows less (gVisor), nothing is known.
+    state, acknowledged = ACKNOWLEDGED.unpack(info.ljust(ACKNOWLEDGED.size, b"\0"))
+    return bool(state == CLOSED and acknowledged <= before + 1)  # the SYN counts
 
 
 def unsent_bytes(sock: socket.socket) -> int:

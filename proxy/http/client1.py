@@ -57,6 +57,7 @@ class Http1Client(Writer):
         "_upgradable",
         "_upgraded",
         "closed",
+        "turned_away",
         "used",
     )
 
@@ -87,6 +88,7 @@ class Http1Client(Writer):
         self._upgraded = False
         self.closed = False
         self.used = False  # it has carried an exchange before this one
+        self.turned_away = False  # the other side ended it in order in place of an answer
 
     def start(self) -> None:
         """Begin to receive."""
@@ -111,6 +113,8 @@ class Http1Client(Writer):
         self._reading = HEAD
         self._chunking = request.framing is STREAMED
         self._sent = False
+        if self.used:
+            self._link.mark()
         self._out.append(head1.write_request(request, extra))
         return self
 
@@ -206,8 +210,11 @@ class Http1Client(Writer):
             self._response_over(exchange, [])
             exchange.flush_response()
         else:
+            begun = self._begun
+            self.turned_away = not begun
             self._link.reset()
-            self._fail("the connection was closed before the response was complete")
+            what = "the response was complete" if begun else "a response began"
+            self._fail(f"the connection was closed before {what}")
 
     def drained(self) -> None:
         """The other side takes more again."""
@@ -333,12 +340,21 @@ class Http1Client(Writer):
             self._link.close()
         exchange.response_end(trailers)
 
+    @property
+    def _begun(self) -> bool:
+        """Whether something of the response has come."""
+        return self._reading is not HEAD or bool(self._interims or self._pending)
+
     def _fail(self, reason: str, *, broken: bool = False) -> None:
         exchange, self._exchange = self._exchange, None
-        begun = broken or self._reading is not HEAD or self._interims or bool(self._pending)
+        failure = Failure.SILENT
+        if broken or self._begun:
+            failure = Failure.BROKEN
+        elif self.used and self._link.unheard:
+            failure = Failure.UNSENT
         self._shut()
         if exchange is not None:
-            exchange.response_failed(Failure.BROKEN if begun else Failure.SILENT, reason)
+            exchange.response_failed(failure, reason)
             exchange.flush_response()
 
     def _shut(self) -> None:

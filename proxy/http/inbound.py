@@ -35,6 +35,11 @@ __all__ = ["HttpInbound"]
 # place, often a thread, and the next request little: a connection over the loopback.
 APP_IDLE_S = 60.0
 
+# After how long a kept connection is none for what may not be sent twice: the app may be about to
+# close it, and would drop what comes. gunicorn waits 2 s, Node and uvicorn 5 s, most others longer;
+# Apache's HttpClient distrusts a connection after 2 s.
+TRUSTED_S = 1.0
+
 DENIED = "this call is not allowed here"
 EXPIRED = "the caller's certificate has expired"
 
@@ -193,9 +198,12 @@ class _Session(Session):
         with_body = request.framing is not NO_BODY
         while self._idle:
             client = self._idle.pop()
-            # What may not be sent twice does not go where the app has just hung up: on the loopback
-            # that shows at once. Else to look would cost each request a system call.
-            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not client.stale:
+            # What may not be sent twice does not go where the app has just hung up, which shows at
+            # once on the loopback, or may in this moment. Else to look would cost each request a
+            # system call.
+            if may_retry(request.method, Failure.SILENT, body_sent=with_body) or not (
+                client.stale or client.idle_s() >= TRUSTED_S
+            ):
                 return client
             client.close()
         return None
@@ -316,6 +324,8 @@ class _Exchange(Relay):
     def send_over(self, client: Http1Client | Http2Client) -> None:
         """Send the request over `client`."""
         self._client = client
+        if isinstance(client, Http1Client) and not client.used:
+            self._keeps = False  # the app has accepted it for this request, and will hear it
         self._dialling = None
         self.connect(client.request(self.request, self, self._session.identity))
 
@@ -350,13 +360,20 @@ class _Exchange(Relay):
             stale
             and not self._again
             and self.response_open
-            and may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
+            and may_retry(
+                self.request.method,
+                failure,
+                body_sent=bool(self.received_bytes),
+                body_kept=self.body_kept,
+            )
         ):
             self._again = True
-            self._upstream = None
+            self._take_back()
             self._session.forward(self, fresh=True)
             self.flush_request()
             return
+        if isinstance(client, Http1Client) and client.used and failure is Failure.SILENT:
+            reason = f"{reason}, on one that was kept"
         self._failure = reason
         self._session.inbound.failed(reason)
         super().response_failed(failure, reason)

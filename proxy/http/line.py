@@ -40,8 +40,9 @@ class Line:
     """Goes to where `found` leads, once it is told to `ride` it.
 
     `deadline` (the loop's clock) is when some instance must have accepted it. One that is `retired`
-    takes no more requests; what went over one that is `unsent` has not reached any app. Whoever
-    sends a request counts it `in_flight`, and says when it has `left`.
+    takes no more requests; what went over one that is `unsent` has not reached any app, nor has
+    what was `turned_away`, since it came when the other side had ended the line. Whoever sends a
+    request counts it `in_flight`, and says when it has `left`.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class Line:
         "in_flight",
         "not_after",
         "retired",
+        "turned_away",
         "unsent",
     )
 
@@ -85,6 +87,7 @@ class Line:
         self.retired = False
         self.in_flight = InFlight()
         self.unsent = False
+        self.turned_away = False
         self._go_to(found)
         self.client: Http1Client | Http2Client
         if multiplexed:
@@ -239,8 +242,12 @@ class Line:
 
     def _over(self) -> None:
         carrier, self._carrier = self._carrier, None
+        client = self.client
         if isinstance(carrier, OutboundTunnel):
             self._tunnels.gave_up(carrier)
+            # A sidecar answers each request that it has taken, or breaks the stream off
+            # (docs/tunnel.md). Of any other peer nothing is known.
+            self.turned_away = isinstance(client, Http1Client) and client.turned_away
         if self._reaching is not None:
             self._reaching.cancel()
             self._reaching = None

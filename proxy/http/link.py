@@ -101,6 +101,16 @@ class Link(Protocol):
     def stale(self) -> bool:
         """Whether something has come that was not read yet: of an idle connection, its end."""
 
+    def mark(self) -> None:
+        """Ask of `unheard` what is written from now on."""
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the other side had closed the connection when the first of it came.
+
+        Known once its end has come; if in doubt it is not so.
+        """
+
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""
 
@@ -142,6 +152,7 @@ class SocketLink:
         "_ending",
         "_left",
         "_listening",
+        "_marked",
         "_owner",
         "_poller",
         "_recv_into",
@@ -149,8 +160,10 @@ class SocketLink:
         "_sock",
         "_stalled_s",
         "_timer",
+        "_unheard",
         "_unsent",
         "_unwritable",
+        "_written",
     )
 
     def __init__(self, poller: Poller, sock: socket.socket) -> None:
@@ -161,6 +174,8 @@ class SocketLink:
         self._send = sock.send
         self._unsent = bytearray()
         self._unwritable = ""  # why nothing can be sent any more
+        self._written = self._marked = 0
+        self._unheard = False
         self._listening = True
         self._ended = False  # by the other side
         self._ending = False  # by this one, behind what is unsent
@@ -183,6 +198,7 @@ class SocketLink:
         """Send, or keep what is not taken at once."""
         if self._ending or self._unwritable:
             return
+        self._written += len(data)
         if self._unsent:
             self._unsent += data
             return
@@ -250,6 +266,15 @@ class SocketLink:
             pass
         return True
 
+    def mark(self) -> None:
+        """Ask of `unheard` what is written from now on."""
+        self._marked = self._written
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the other side had closed the connection when the first of it came."""
+        return self._unheard
+
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""
         asyncio.get_running_loop().call_soon(callback)
@@ -281,6 +306,7 @@ class SocketLink:
         if count:
             self._owner.received(_room[:count])
             return
+        self._unheard = sockets.unheard(self._sock, self._marked)
         if self._unwritable:
             # The error of a write was the reset, and used up what a read would have met.
             raise ConnectionResetError(self._unwritable)
@@ -476,6 +502,14 @@ class StreamLink:
     def stale(self) -> bool:
         """Whether something has come unread: never, whoever carries it reads on."""
         return self._ended
+
+    def mark(self) -> None:
+        """Ask of `unheard` what is written from now on."""
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the other side had closed when it came: only whoever carries it may know."""
+        return False
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` when others have had their turn."""

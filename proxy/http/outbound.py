@@ -33,6 +33,12 @@ from meshrun.proxy.spiffe import SpiffeId
 
 __all__ = ["HttpOutbound"]
 
+# What the sidecar in front of an app says of a request.
+_AT_APP = {
+    Failure.UNSENT: "its app was not reached",
+    Failure.SILENT: "its app gave no answer",
+}
+
 
 class HttpOutbound:
     """Brings the requests of the app to the instances of one upstream."""
@@ -114,8 +120,9 @@ class HttpOutbound:
             request.authority = self.upstream.name
         if not self.circuit.take():
             most = settings.most_in_flight
-            self.failed(f"{most} requests are under way, and no more are allowed (max_requests)")
-            exchange.answer(503, "too many requests are under way")
+            reason = f"{most} requests are under way, and no more are allowed (max_requests)"
+            self.failed(reason)
+            exchange.fail(503, "too many requests are under way", reason)
             return
         if not self.exchanges:  # else they are watched already
             self._idle_exchanges.connected()
@@ -164,6 +171,7 @@ class _Exchange(Relay):
         "_retry",
         "_timed",
         "_tried",
+        "_turned_away",
         "line",
         "route",
     )
@@ -175,6 +183,7 @@ class _Exchange(Relay):
         self._retries = 0
         self._timed = False  # its answer has a deadline
         self._tried: tuple[Endpoint, ...] = ()
+        self._turned_away = False  # once, and sent over another line
         self._failure = ""
         self.route: Route | None = None
         self.line: Line | None = None
@@ -185,23 +194,24 @@ class _Exchange(Relay):
         line.in_flight.began()
         self.connect(line.client.request(self.request, self, []))
 
-    def fail(self, status: int, text: str) -> None:
+    def fail(self, status: int, text: str, reason: str) -> None:
         """Answer for an instance that cannot, or break off what it has begun to answer."""
         if not self.status:
-            self._failure = text
+            self._failure = reason
         self.answer(status, text)
 
     def reset(self, reason: str) -> None:
         """Give up a request on which nothing moves."""
-        self.fail(504, "nothing moved for too long")
+        self.fail(504, "nothing moved for too long", reason)
 
     def late(self) -> None:
         """The time for an answer is over."""
         timeout_s = self._outbound.upstream.requests.timeout_s
-        self._outbound.failed(f"no answer within {timeout_s:g} s (request_timeout)")
+        reason = f"no answer within {timeout_s:g} s (request_timeout)"
+        self._outbound.failed(reason)
         if self.line is not None:
             self.line.failed()
-        self.fail(504, "no answer in time")
+        self.fail(504, "no answer in time", reason)
 
     # As a relay.
 
@@ -223,10 +233,14 @@ class _Exchange(Relay):
         # Such an answer has the status 200 in gRPC, as all have.
         failure = own_fields.take_failure(head) if head.status == 503 or self.grpc else None
         if failure is not None:
-            if self.line is not None:
-                self.line.failed()
-            if self._send_again(failure):
+            line = self.line
+            if line is not None:
+                line.failed()
+            why_not = self._send_again(failure)
+            if not why_not:
                 return
+            if line is not None:
+                self._outbound.failed(f"{line.endpoint.instance}: {_AT_APP[failure]}; {why_not}")
         if not head.interim:
             self._answer_came()
             if self.line is not None and failure is None:
@@ -235,14 +249,22 @@ class _Exchange(Relay):
 
     def response_failed(self, failure: Failure, reason: str) -> None:
         """Ask another instance, or say that there is no answer."""
+        self._upstream = None
         line = self.line
         if line is not None:
-            line.failed()
-            if line.unsent:
+            reason = f"{line.endpoint.instance}: {reason}"
+            if line.turned_away:
+                if self._send_over_another():
+                    return
+            else:
+                line.failed()
+            if line.unsent or line.turned_away:
                 failure = Failure.UNSENT
-        self._upstream = None
-        if self._send_again(failure):
+        why_not = self._send_again(failure)
+        if not why_not:
             return
+        if failure is not Failure.BROKEN:
+            reason = f"{reason}; {why_not}"
         self._leave_line()
         self._outbound.failed(reason)
         if not self.status:
@@ -309,27 +331,48 @@ class _Exchange(Relay):
         if line is not None:
             line.left()
 
-    def _send_again(self, failure: Failure) -> bool:
-        settings = self._outbound.upstream.requests
-        if (
-            not self.response_open
-            or self.status
-            or self._retries >= settings.retries
-            or not may_retry(self.request.method, failure, body_sent=bool(self.received_bytes))
-            # The first retry takes it for all of them, until the request is over.
-            or not (self._retries or self._outbound.circuit.take_retry())
-        ):
+    def _send_over_another(self) -> bool:
+        """Send again, once, what met the end of a line that was kept: nobody has failed."""
+        if self._turned_away or self.status or not self.response_open or not self.body_kept:
             return False
-        upstream, self._upstream = self._upstream, None
+        self._turned_away = True
+        self._take_back()
+        self._leave_line()
+        self._outbound.routes.send(self)
+        self.flush_request()
+        return True
+
+    def _send_again(self, failure: Failure) -> str:
+        """Send it to another instance in a moment, or return why not."""
+        why_not = self._why_not_again(failure)
+        if why_not:
+            return why_not
+        upstream = self._upstream
         if upstream is not None:
             upstream.abort("the request is sent to another instance")
+        self._take_back()
         if self.line is not None:
             self._tried = (*self._tried, self.line.endpoint)
         self._leave_line()
         self._retries += 1
         wait_s = back_off_s(self._retries, self._outbound.rng.random())
         self._retry = asyncio.get_running_loop().call_later(wait_s, self._retry_now)
-        return True
+        return ""
+
+    def _why_not_again(self, failure: Failure) -> str:
+        """Return why it is not sent again; if it may be, take its share of the budget."""
+        sent, kept = bool(self.received_bytes), self.body_kept
+        if not self.response_open or self.status or failure is Failure.BROKEN:
+            return "its answer has begun"
+        if not may_retry(self.request.method, failure, body_sent=sent, body_kept=kept):
+            unsent = failure is Failure.UNSENT
+            return "its body is not kept any more" if unsent else "it may not be done twice"
+        if self._retries >= self._outbound.upstream.requests.retries:
+            return f"it was sent {1 + self._retries} times (retries)"
+        # The first retry takes it for all of them, until the request is over.
+        if not self._retries and not self._outbound.circuit.take_retry():
+            return "too many retries are under way"
+        return ""
 
     def _retry_now(self) -> None:
         self._retry = None

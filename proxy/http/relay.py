@@ -4,13 +4,18 @@ import time
 from time import monotonic
 from typing import ClassVar
 
+from meshrun.proxy import memory
 from meshrun.proxy.http import answers, own_fields
 from meshrun.proxy.http.exchange import Downstream, Failure, Upstream
 from meshrun.proxy.http.heads import Fields, Request, Response
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import Record, Reporter
 
-__all__ = ["Relay", "count_refused", "record"]
+__all__ = ["MOST_KEPT_BYTES", "Relay", "count_refused", "record"]
+
+# How much of a body is kept until an answer begins: what nobody has heard can be sent again with
+# it. Envoy keeps up to 1 MiB for that, HAProxy what its buffer of 16 KiB holds.
+MOST_KEPT_BYTES = 64 * 1024
 
 
 class Relay:
@@ -29,6 +34,8 @@ class Relay:
     __slots__ = (
         "_early",
         "_held",
+        "_keeps",
+        "_kept",
         "_moved",
         "_trailers",
         "_upstream",
@@ -54,6 +61,8 @@ class Relay:
         self.sent_bytes = 0  # of the response's
         self._upstream: Upstream | None = None
         self._early = b""
+        self._keeps = True  # no answer has begun, and it was not too much
+        self._kept: bytearray | None = None  # of the body, what was sent
         self._held = False
         self._trailers: Fields = []  # of the request
         self.began = self._moved = monotonic()
@@ -67,6 +76,7 @@ class Relay:
         self._upstream = upstream
         if self._early:
             early, self._early = self._early, b""
+            self._keep(early)
             upstream.send(early)
         if not self.request_open:
             upstream.end(self._trailers)
@@ -110,6 +120,36 @@ class Relay:
     def over(self, reason: str) -> None:
         """The exchange is over, for `reason` where it failed; called once."""
 
+    @property
+    def body_kept(self) -> bool:
+        """Whether all of the body that has come can be sent again."""
+        kept = 0 if self._kept is None else len(self._kept)
+        return kept + len(self._early) == self.received_bytes
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        if not self._keeps:
+            return
+        kept, size = self._kept, len(data)
+        if kept is None:
+            kept = self._kept = bytearray()
+        if len(kept) + size <= MOST_KEPT_BYTES and memory.held.take(size):
+            kept += data
+        else:
+            self._keeps = False
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            memory.held.give_back(len(self._kept))
+            self._kept = None
+
+    def _take_back(self) -> None:
+        """Let the next upstream have all that the last one had: `body_kept` must be true."""
+        self._upstream = None
+        if self._kept is not None:
+            self._early = bytes(self._kept) + self._early
+            self._let_go()
+
     def _break_off(self, reason: str) -> None:
         if self.request_open or self.response_open:
             self._close(reason)
@@ -118,6 +158,8 @@ class Relay:
     def _close(self, reason: str) -> None:
         if self.request_open or self.response_open:
             self.request_open = self.response_open = False
+            if self._kept is not None:
+                self._let_go()
             self.over(reason)
 
     # From the downstream.
@@ -127,6 +169,7 @@ class Relay:
         self._moved = monotonic()
         self.received_bytes += len(data)
         if self._upstream is not None:
+            self._keep(data)
             self._upstream.send(data)
         elif self.response_open:
             self._early += data
@@ -178,6 +221,9 @@ class Relay:
 
     def response_head(self, head: Response) -> None:
         """Pass a head on."""
+        self._keeps = False
+        if self._kept is not None:
+            self._let_go()
         status = head.status
         if status >= 200:
             self.status = status

@@ -14,14 +14,15 @@ FIRST_BACK_OFF_S = 0.025
 LONGEST_BACK_OFF_S = 0.25
 
 
-def may_retry(method: str, failure: Failure, *, body_sent: bool) -> bool:
+def may_retry(method: str, failure: Failure, *, body_sent: bool, body_kept: bool = False) -> bool:
     """Return whether a request that failed may be sent again (RFC 9110 9.2.2).
 
-    What has begun to go through could be done twice, unless its method says that this is the same.
+    What has begun to go through could be done twice, unless its method says that this is the same;
+    what nobody has heard could not, and needs only all of its body that was sent.
     """
-    if failure is Failure.BROKEN or body_sent:
-        return False
-    return failure is Failure.UNSENT or method in IDEMPOTENT
+    if failure is Failure.UNSENT:
+        return body_kept or not body_sent
+    return failure is Failure.SILENT and not body_sent and method in IDEMPOTENT
 
 
 def back_off_s(attempt: int, random: float) -> float:

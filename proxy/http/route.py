@@ -49,8 +49,8 @@ class Outgoing(Protocol):
     def flush_request(self) -> None:
         """Send now what there is of it."""
 
-    def fail(self, status: int, text: str) -> None:
-        """Answer for an instance that cannot."""
+    def fail(self, status: int, text: str, reason: str) -> None:
+        """Answer `text` for an instance that cannot, for a `reason` that is not the caller's."""
 
 
 class Routes:
@@ -324,8 +324,9 @@ class Route:
     def _wait(self, outgoing: Outgoing, endpoint: Endpoint | None) -> None:
         if not self._circuit.take_pending():
             most = self._circuit.limits.most_pending
-            self._failed(f"{most} requests wait for a connection already (max_pending)")
-            outgoing.fail(503, "too many requests wait for a connection")
+            reason = f"{most} requests wait for a connection already (max_pending)"
+            self._failed(reason)
+            outgoing.fail(503, "too many requests wait for a connection", reason)
             return
         wait = self._shared.get(endpoint)
         if wait is None:
@@ -398,5 +399,6 @@ class Route:
         wait = self._waiting[outgoing]
         excuse = self._tunnels.excuse(wait.journey)
         self.forget(outgoing)
-        self._failed(f"{excuse} (waited {self._connect_timeout_s:g} s)")
-        outgoing.fail(503, f"{self.service} is not available")
+        reason = f"{excuse} (waited {self._connect_timeout_s:g} s)"
+        self._failed(reason)
+        outgoing.fail(503, f"{self.service} is not available", reason)

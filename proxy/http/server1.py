@@ -4,7 +4,6 @@ Pipelined requests wait, unread where they are many, until the one before them i
 is judged for itself.
 """
 
-import asyncio
 from enum import Enum, auto
 
 from meshrun.proxy.errors import HttpError
@@ -12,7 +11,7 @@ from meshrun.proxy.http import answers, head1
 from meshrun.proxy.http.body1 import Chunked
 from meshrun.proxy.http.exchange import Exchange, Handler
 from meshrun.proxy.http.heads import NO_BODY, STREAMED, Fields, Request, Response
-from meshrun.proxy.http.link import Link
+from meshrun.proxy.http.link import Link, Timer
 from meshrun.proxy.http.writer1 import Writer
 
 __all__ = ["Http1Server"]
@@ -27,6 +26,10 @@ MOST_PIPELINED_BYTES = 64 * 1024
 # Of requests that came at once, how many have their turn before other connections do: those that
 # are refused are answered at once.
 BATCH = 16
+
+# What is read of a body that nobody waits for any more, so that the connection goes on; as Go's
+# net/http does. A client that has sent all of it already may have begun its next request.
+MOST_UNWANTED_BYTES = 256 * 1024
 
 
 class _Reading(Enum):
@@ -63,6 +66,7 @@ class Http1Server(Writer):
         "_retiring",
         "_searched",
         "_timer",
+        "_unwanted",
         "_upgraded",
     )
 
@@ -79,22 +83,18 @@ class Http1Server(Writer):
         self._chunked: Chunked | None = None
         self._answered = True  # nothing is left to be said to the last request
         self._responding = False  # a final head was sent to this one
+        self._unwanted = 0  # how much was read of its body since it was answered
         self._held = False  # by the exchange
         self._deaf = False  # what comes is left to the kernel
         self._upgraded = False
         self._retiring = False
         self._advancing = False
         self._going_on = False  # in the next turn of the loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
     def start(self) -> None:
         """Begin to receive."""
         self._link.start(self)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is under way."""
-        return not self._answered or self._reading is BODY
 
     def retire(self) -> None:
         """Say with the next response that there will be no more.
@@ -290,11 +290,9 @@ class Http1Server(Writer):
             if self._eof:
                 self._close()
             elif self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self._late)
+                self._timer = self._link.after(HEAD_TIMEOUT_S, self._late)
             return False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         self._searched = 0
         handler = self._handler
         assert handler is not None
@@ -304,6 +302,7 @@ class Http1Server(Writer):
             head, self._pending = data[:end], data[end:]
         request = self._request = head1.parse_request(head)
         self._answered = self._responding = False
+        self._unwanted = self._counted = 0
         if request.framing is NO_BODY:
             self._reading = REST
         else:
@@ -323,28 +322,28 @@ class Http1Server(Writer):
         return self._answered or self._eof or bool(self._pending)
 
     def _take_body(self) -> bool:
-        exchange = self._exchange
-        if self._answered or exchange is None:
-            self._close()  # it did not wait for the rest of the request
+        if self._answered and not self._waits_for_rest():
+            self._close()
             return False
         if self._held:
             return False
         if not self._pending:
-            if self._eof:
+            if self._eof and self._answered:
+                self._close()
+            elif self._eof:
                 self.reset("the connection ended within the request")
             return False
         data = memoryview(self._pending)
         if self._chunked is None:
-            piece = data[: self._counted]
-            self._counted -= len(piece)
-            self._pending = data[len(piece) :]
-            exchange.request_data(piece)
+            taken = min(len(data), self._counted)
+            self._counted -= taken
+            self._pending = data[taken:]
+            self._hand_on(data[:taken], taken)
             complete, trailers = not self._counted, []
         else:
             body, taken = self._chunked.feed(data)
             self._pending = data[taken:]
-            if body:
-                exchange.request_data(body)
+            self._hand_on(body, taken)
             complete, trailers = self._chunked.over, self._chunked.trailers
             if not complete and self._pending:
                 self._go_on_soon()
@@ -352,7 +351,31 @@ class Http1Server(Writer):
         if complete and self._reading is BODY:
             self._chunked = None
             self._reading = REST
-            exchange.request_end(trailers)
+            self._stop_timer()
+            if not self._answered and self._exchange is not None:
+                self._exchange.request_end(trailers)
+        return True
+
+    def _hand_on(self, body: bytes | memoryview, taken: int) -> None:
+        if self._answered:
+            self._unwanted += taken
+        elif body and self._exchange is not None:
+            self._exchange.request_data(body)
+
+    def _waits_for_rest(self) -> bool:
+        """Whether the next request is waited for behind what nobody wants of a body."""
+        # The client was told that the connection goes on. Where it has sent all of the body by now,
+        # it has no sign but the end itself that this is not so, and its next request may meet it.
+        request = self._request
+        if (
+            request is None
+            or not request.keeps_alive
+            or self._unwanted + self._counted > MOST_UNWANTED_BYTES
+        ):
+            return False
+        self._held = False  # by an exchange that is over
+        if self._timer is None:
+            self._timer = self._link.after(HEAD_TIMEOUT_S, self._late)
         return True
 
     def _next(self) -> bool:
@@ -397,6 +420,9 @@ class Http1Server(Writer):
         self._pending = b""
         exchange, self._exchange = self._exchange, None
         self._handler.refused(error.status, str(error), begun=exchange is not None)
+        if exchange is not None and self._answered:  # within a body that nobody wanted any more
+            self._close()
+            return
         if exchange is not None:  # within a body
             exchange.request_aborted(str(error), 0 if self._responding else error.status)
             if self._responding:
@@ -408,6 +434,9 @@ class Http1Server(Writer):
 
     def _late(self) -> None:
         self._timer = None
+        if self._reading is BODY:  # that nobody waits for
+            self._close()
+            return
         self._refuse(HttpError(408, f"no whole head of a request within {HEAD_TIMEOUT_S:.0f} s"))
 
     def _listen(self) -> None:
@@ -424,9 +453,7 @@ class Http1Server(Writer):
 
     def _over(self, reason: str) -> None:
         handler, self._handler = self._handler, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         if handler is None:
             return
         # An upgraded connection goes on behind the end of what answers.
@@ -439,3 +466,8 @@ class Http1Server(Writer):
             exchange.request_aborted(reason)
         self._answered = True
         handler.closed()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

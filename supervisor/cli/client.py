@@ -133,13 +133,16 @@ class Client:
         query = [("app", name) for name in names] + _last(last, follow=follow)
         return self._lines("/v1/meshrun/access", query, follow=follow)
 
-    def tap(self, source: str, destination: str) -> Generator[bytes, None, None]:
+    def tap(
+        self, source: str, destination: str, *, quiet_s: float | None = None
+    ) -> Generator[bytes, None, None]:
         """Yield the JSON of what goes from a source (or `*`) to a destination, as it happens.
 
-        Returns when the sidecars record; they do until it is closed.
+        Returns when the sidecars record; they do until it is closed. That nothing comes for
+        `quiet_s` is an error, None for never.
         """
         query = {"source": source, "destination": destination}
-        return self._lines("/v1/meshrun/tap", query, follow=True)
+        return self._lines("/v1/meshrun/tap", query, follow=True, quiet_s=quiet_s)
 
     def metrics(self) -> str:
         """Return the page for Prometheus."""
@@ -281,13 +284,19 @@ class Client:
         return (_decoded(line, kind) for line in self._lines(path, query, follow=follow))
 
     def _lines(
-        self, path: str, query: Query, *, follow: bool, method: str = "GET"
+        self,
+        path: str,
+        query: Query,
+        *,
+        follow: bool,
+        method: str = "GET",
+        quiet_s: float | None = None,
     ) -> Generator[bytes, None, None]:
         # Asked here and not with the first line: whoever calls knows that it has begun.
         connection = self._state.connect(CONNECT_TIMEOUT_S)
         with ExitStack() as stack:
             stack.enter_context(connection)
-            connection.settimeout(None if follow else ANSWER_TIMEOUT_S)
+            connection.settimeout(quiet_s if follow else ANSWER_TIMEOUT_S)
             target = f"{path}?{urlencode(query)}" if query else path
             try:
                 response = exchange(connection, method, target, None)

@@ -360,6 +360,22 @@ def test_an_app_that_answers_half_a_request_ends_the_connections(
 
 
 @each_entry
+def test_a_connection_goes_on_behind_an_answer_that_overtook_its_request(
+    mesh: HttpMesh, entry: Entry
+) -> None:
+    wire = mesh.call(entry)
+    ask(wire, "POST /a HTTP/1.1", "Transfer-Encoding: chunked", body=b"1\r\na\r\n")
+    app = mesh.app.accept()
+    app.hear_head()
+    assert app.hear(6) == b"1\r\na\r\n"
+    app.say(OK)
+    answer = wire.hear_answer()
+    assert (answer.raw, answer.values("connection")) == (OK, [])
+    wire.say(b"0\r\n\r\n")
+    asks_again(mesh, entry, wire)
+
+
+@each_entry
 def test_an_app_may_answer_while_it_still_listens(mesh: HttpMesh, entry: Entry) -> None:
     wire = mesh.call(entry)
     ask(wire, "POST /a HTTP/1.1", "Transfer-Encoding: chunked", body=b"1\r\na\r\n")

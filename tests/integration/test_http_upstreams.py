@@ -14,7 +14,7 @@ from support.answerer import OK, Answerer, named
 from support.apps import App
 from support.sidecars import TRUST_DOMAIN, ControlledSidecar, Mesh
 
-from meshrun.proxy.messages import ConnectionFailed, Ejection, Requests, Share
+from meshrun.proxy.messages import ConnectionFailed, Ejection, Recorded, Requests, Share
 from meshrun.proxy.spiffe import SpiffeId
 
 PATIENCE_S = 20.0
@@ -268,12 +268,16 @@ def test_more_requests_than_allowed_are_refused_at_once(mesh: Mesh) -> None:
 
     with App(Answerer(answer)) as app:
         caller = client(mesh, server(mesh, app), requests=Requests(most_in_flight=1))
+        caller.apply(msgspec.structs.replace(caller.snapshot, records=True))
         statuses: queue.Queue[int] = queue.Queue()
         thread = threading.Thread(target=lambda: statuses.put(ask(caller)[0]))
         thread.start()
         assert reached.wait(PATIENCE_S)
         assert ask(caller)[0] == 503
         assert "(max_requests)" in caller.expect(ConnectionFailed).reason
+        [told] = caller.expect(Recorded).records
+        assert (told.status, told.reporter) == (503, "source")
+        assert "(max_requests)" in told.failure
         release.set()
         assert statuses.get(timeout=PATIENCE_S) == 200
         thread.join(PATIENCE_S)

@@ -1,8 +1,6 @@
 """Access log, tap and metrics of a mesh of real processes, over tcp."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
@@ -12,11 +10,12 @@ import msgspec
 import pytest
 from support.exposition import read
 from support.mesh import PATIENCE_S, Mesh
-from support.seeing import access_log, await_entry, metrics, tapping
+from support.seeing import access_log, await_entry, metrics, tap, tap_command, tapping
 from support.traffic import ask, connect, reaches, wait_until
 
 from meshrun.supervisor.access import Entry
 from meshrun.supervisor.cli.client import ApiError
+from meshrun.supervisor.errors import MeshrunError
 
 CONFIG = """
 [mesh]
@@ -303,22 +302,22 @@ def test_a_tap_leaves_no_log_behind(unlogged: Mesh) -> None:
     assert "mesh.access_log = true" in refused.stderr
 
 
+def test_a_tap_is_waited_for_as_long_as_was_said(unlogged: Mesh) -> None:
+    with (
+        pytest.raises(MeshrunError, match="does not answer in time"),
+        closing(unlogged.client.tap("*", "server", quiet_s=0.1)) as lines,
+    ):
+        next(lines)
+
+
 def test_the_command_prints_a_line_each_and_a_killed_one_ends_the_recording(
     unlogged: Mesh,
 ) -> None:
     before = len(unlogged.events("untapped", "server"))
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "meshrun", "tap", "*", "server"],
-        cwd=unlogged.folder,
-        env=unlogged.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as command:
-        assert command.stdout is not None
-        assert command.stdout.readline().split()[:2] == ["TIME", "SOURCE"]
+    with tap_command(unlogged, "*", "server") as next_line:
+        assert next_line().split()[:2] == ["TIME", "SOURCE"]
         ask(upstream(unlogged, "client"))
-        assert command.stdout.readline().split()[1:5] == ["client", "server.1", "tcp", "ok"]
-        command.kill()
+        assert next_line().split()[1:5] == ["client", "server.1", "tcp", "ok"]
     unlogged.await_event("untapped", "server", number=before + 1)
 
 
@@ -335,6 +334,6 @@ def test_a_tap_of_what_is_not_there_is_an_error(
     unlogged: Mesh, source: str, destination: str, status: int, words: str
 ) -> None:
     with pytest.raises(ApiError) as refused:
-        unlogged.client.tap(source, destination)
+        tap(unlogged, source, destination)
     assert refused.value.status == status
     assert words in str(refused.value)

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +16,7 @@ import pytest
 from support.apps import reset
 from support.exposition import Family
 from support.mesh import PATIENCE_S, Mesh
-from support.seeing import access_log, await_entry, tapping, whole_metrics
+from support.seeing import access_log, await_entry, tap, tap_command, tapping, whole_metrics
 from support.traffic import connect, wait_until
 
 from meshrun.supervisor.access import Entry
@@ -546,18 +544,11 @@ ESCAPES = b"\x9b2J\xc2\x9b31m\xe2\x80\xae evil"
 def test_nothing_that_a_terminal_obeys_is_shown(mesh: Mesh) -> None:
     head = b"GET /%1b%5b2J/%c2%9b HTTP/1.1\r\nHost: web\r\nConnection: close\r\n"
     request = head + b"X-Request-Id: escape\r\nUser-Agent: " + ESCAPES + b"\r\n\r\n"
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "meshrun", "tap", "client", "web"],
-        cwd=mesh.folder,
-        env=mesh.environment,
-        stdout=subprocess.PIPE,
-    ) as command:
-        assert command.stdout is not None
-        assert command.stdout.readline().split()[:2] == [b"TIME", b"SOURCE"]
+    with tap_command(mesh, "client", "web") as next_line:
+        assert next_line().split()[:2] == ["TIME", "SOURCE"]
         assert say(upstream(mesh, "client"), request).startswith(b"HTTP/1.1 200 ")
-        row = command.stdout.readline().decode()
-        command.kill()
-    assert row.removesuffix("\n").isprintable()
+        row = next_line()
+    assert row.isprintable()
     assert row.split()[1:5] == ["client", "web.1", "GET", "200"]
     assert row.split()[6:] == ["/%1B%5B2J/%C2%9B", CLIENT]
     entry = entry_of(mesh, "escape")
@@ -657,7 +648,7 @@ def test_of_two_thousand_requests_none_is_missing_twice_there_or_out_of_order(
 def test_a_tap_that_nobody_reads_is_given_up_and_no_request_waits_for_it(mesh: Mesh) -> None:
     path = "/" + "x" * 2000
     before = len(mesh.events("untapped", "web"))
-    with closing(mesh.client.tap("client", "web")) as unread:
+    with closing(tap(mesh, "client", "web")) as unread:
         all_of(4, lambda number: keep_asking(upstream(mesh, "client"), f"u{number}", 600, path))
         mesh.await_event("untapped", "web", number=before + 1)
         assert len(list(unread)) < 4 * 600

@@ -58,6 +58,14 @@ class MemoryLink:
         self.state = "closed"
         self.owner = None
 
+    def mark(self) -> None:
+        """Ask of nothing that is written."""
+
+    @property
+    def unheard(self) -> bool:
+        """Say that what was written may have been heard."""
+        return False
+
     @property
     def stale(self) -> bool:
         """Say that nothing has come unread."""
@@ -439,6 +447,14 @@ class AsyncLink(asyncio.BufferedProtocol):
         self._owner = None
         if self._transport is not None:
             self._transport.close()
+
+    def mark(self) -> None:
+        """Ask of nothing that is written."""
+
+    @property
+    def unheard(self) -> bool:
+        """Say that what was written may have been heard."""
+        return False
 
     @property
     def stale(self) -> bool:

@@ -217,7 +217,9 @@ class HttpSoak:
         for sidecar in weather.sidecars:
             found += (f"{sidecar.instance} logged: {each.message}" for each in sidecar.logged)
         for request in self._requests.values():
-            found += (f"{said}: {request}" for said in _judge(request, weather.cuts))
+            for said in _judge(request, weather.cuts):
+                told = weather.told(request.began, request.ended) or "no sidecar told of a failure"
+                found.append(f"{said}: {request}; {told}")
             if request.seen > 1 and request.kind not in self._repeatable:
                 found.append(f"apps have seen it {request.seen} times: {request}")
         return found

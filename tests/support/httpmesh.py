@@ -42,8 +42,12 @@ RULES = permit(
 )
 
 
-# How long a sidecar reads on behind its last answer: whatever else a machine does meanwhile.
-_LINGER = {"meshrun.proxy.http.link:LINGER_S": PATIENCE_S}
+# How long a sidecar reads on behind its last answer, and trusts a connection to the app: whatever
+# else a machine does meanwhile.
+_PATIENT = {
+    "meshrun.proxy.http.link:LINGER_S": PATIENCE_S,
+    "meshrun.proxy.http.inbound:TRUSTED_S": PATIENCE_S,
+}
 
 
 class HttpMesh(Closing):
@@ -56,7 +60,7 @@ class HttpMesh(Closing):
         constants: Mapping[str, float] = {},
         tunnels: bool = True,
     ) -> None:
-        constants = {**_LINGER, **constants}
+        constants = {**_PATIENT, **constants}
         self.protocol = protocol
         self.rules = intentions or (RULES,)
         with ExitStack() as stack:

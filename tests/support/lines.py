@@ -67,7 +67,7 @@ class Asked:
         if self.upstream is not None:
             self.upstream.flush()
 
-    def fail(self, status: int, text: str) -> None:
+    def fail(self, status: int, text: str, reason: str) -> None:
         self._end(str(status))
 
     def abort(self) -> None:

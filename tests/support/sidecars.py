@@ -22,6 +22,7 @@ from meshrun.proxy import channel, tls
 from meshrun.proxy.intentions import Action, Intention
 from meshrun.proxy.leaf import Leaf, assemble, new_key, request
 from meshrun.proxy.messages import (
+    ConnectionFailed,
     Endpoint,
     Enforced,
     FromSidecar,
@@ -207,7 +208,9 @@ class ControlledSidecar:
         self.leaf_ttl_s = leaf_ttl_s
         self.signs = True
         self.received: queue.Queue[FromSidecar] = queue.Queue()
-        self.logged: list[Logged] = []  # which nobody needs to expect
+        # Which nobody needs to expect; the second with when it came, of a monotonic clock.
+        self.logged: list[Logged] = []
+        self.failures: list[tuple[float, ConnectionFailed]] = []
         self.chain: tuple[bytes, ...] = ()  # that was issued last: the leaf, in DER, is in front
         self.inbound_listener = listen()
         self.upstream_listeners: dict[str, socket.socket] = {}
@@ -405,11 +408,12 @@ class ControlledSidecar:
                 for message in decoder.feed(data):
                     if isinstance(message, LeafRequested):
                         self._answer(message)
-                    elif isinstance(message, Logged):
+                        continue
+                    if isinstance(message, Logged):
                         self.logged.append(message)
-                        self.received.put(message)
-                    else:
-                        self.received.put(message)
+                    elif isinstance(message, ConnectionFailed):
+                        self.failures.append((time.monotonic(), message))
+                    self.received.put(message)
         except OSError:
             return
 

@@ -16,6 +16,9 @@ from meshrun.proxy.messages import Denied, Protocol, Requests, Serving
 
 __all__ = ["INSTANCES", "Cut", "Disturbance", "Weather"]
 
+# A sidecar tells so late of a failure that is like an earlier one.
+REPORTED_S = 1.5
+
 # A call waits for a killed sidecar to start again, and the machine may be busy.
 CONNECT_TIMEOUT_S = 20.0
 
@@ -137,6 +140,15 @@ class Weather:
         one, other = (each.endpoint for each in self.servers)
         for endpoints in ((one,), (one, other), (other,), (one, other)):
             self.client.balance(SERVICE, *endpoints)
+
+    def told(self, began: float, ended: float) -> str:
+        """Return what sidecars told of what failed within that time, or a moment later."""
+        return "; ".join(
+            f"{sidecar.instance} told {at - began:.4f} s after its beginning: {failure.reason}"
+            for sidecar in self.sidecars
+            for at, failure in list(sidecar.failures)
+            if began <= at <= ended + REPORTED_S
+        )
 
     def settle(self) -> dict[str, int]:
         """Wait until no sidecar has more open than before any stream; return their memory."""

@@ -42,7 +42,7 @@ class Wire2:
         )
         self._events: list[Event] = []
         self.h2.initiate_connection()
-        self._send()
+        self.flush()
 
     def ask(
         self, path: str, *fields: tuple[str, str], method: str = "GET", end: bool = True
@@ -62,12 +62,12 @@ class Wire2:
     ) -> None:
         """Send a head, or trailers."""
         self.h2.send_headers(number, fields, end_stream=end)
-        self._send()
+        self.flush()
 
     def say(self, number: int, data: bytes, *, end: bool = False) -> None:
         """Send a part of a body."""
         self.h2.send_data(number, data, end_stream=end)
-        self._send()
+        self.flush()
 
     def pour(self, number: int, data: bytes, *, end: bool = False) -> None:
         """Send a body of any size, and hear what comes meanwhile."""
@@ -128,9 +128,10 @@ class Wire2:
             if isinstance(event, DataReceived) and event.flow_controlled_length:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self._events.append(event)
-        self._send()
+        self.flush()
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what `h2` has to say."""
         data = self.h2.data_to_send()
         if data:
             self.wire.say(data)

@@ -12,6 +12,7 @@ from support.lines import Far, instances, upstream_of
 from meshrun.proxy import outbound_tunnels
 from meshrun.proxy.http import outbound
 from meshrun.proxy.http.outbound import HttpOutbound
+from meshrun.proxy.http.relay import MOST_KEPT_BYTES
 from meshrun.proxy.ledger import Ledger
 from meshrun.proxy.messages import Endpoint, Requests, Upstream
 from meshrun.proxy.poller import Poller
@@ -22,6 +23,9 @@ PATIENCE_S = 20.0
 POST = b"POST / HTTP/1.1\r\nHost: server\r\n"
 BARE = POST + b"Content-Length: 0\r\n\r\n"
 WITH_BODY = POST + b"Content-Length: 4\r\n\r\nonce"
+# Of a body that is under way still, as much as is kept, and more.
+KEPT = POST + b"Content-Length: 1000000\r\n\r\n" + bytes(MOST_KEPT_BYTES)
+LOST = KEPT + b"!"
 
 OLD, NEW = instances(1, "old"), instances(1, "new")
 
@@ -84,10 +88,15 @@ class Client:
 
 @pytest.mark.parametrize(
     ("request_", "status"),
-    [(BARE, b"HTTP/1.1 200 OK"), (WITH_BODY, b"HTTP/1.1 503 Service Unavailable")],
-    ids=["bare", "body"],
+    [
+        (BARE, b"HTTP/1.1 200 OK"),
+        (WITH_BODY, b"HTTP/1.1 200 OK"),
+        (KEPT, b"HTTP/1.1 200 OK"),
+        (LOST, b"HTTP/1.1 503 Service Unavailable"),
+    ],
+    ids=["bare", "body", "kept", "lost"],
 )
-def test_what_no_instance_accepted_in_time_is_asked_of_another_if_its_body_is_not_gone(
+def test_what_no_instance_accepted_in_time_is_asked_of_another_if_its_body_is_kept(
     monkeypatch: pytest.MonkeyPatch, request_: bytes, status: bytes
 ) -> None:
     monkeypatch.setattr(outbound_tunnels, "ANSWER_GRACE_S", 0.0)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from meshrun.proxy.http.exchange import Failure
 from meshrun.proxy.http.heads import Fields, Request, Response
-from meshrun.proxy.http.relay import Relay
+from meshrun.proxy.http.relay import MOST_KEPT_BYTES, Relay
+from meshrun.proxy.memory import held
 
 
 @dataclass
@@ -17,12 +18,14 @@ class Side:
     """A downstream and an upstream that note what they are told."""
 
     said: list[str] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
 
     def respond(self, head: Response) -> None:
         self.said.append(f"head {head.status}")
 
     def send(self, data: bytes | memoryview) -> None:
         self.said.append("data")
+        self.body += data
 
     def end(self, trailers: Fields) -> None:
         self.said.append("end")
@@ -54,6 +57,15 @@ class Counted(Relay):
 
     def over(self, reason: str) -> None:
         self.ends.append(reason)
+
+    def go_elsewhere(self) -> Side | None:
+        """Send all that has come to another upstream, if it can be sent again."""
+        if not self.body_kept:
+            return None
+        self._take_back()
+        self.upstream = Side()
+        self.connect(self.upstream)
+        return self.upstream
 
 
 def ends(relay: Counted) -> list[str]:
@@ -151,3 +163,61 @@ def test_trailers_go_to_another_upstream_too() -> None:
     relay = after("request ends")
     relay.connect(other := Side())
     assert other.said == ["end"]
+
+
+PIECES = st.lists(
+    st.one_of(st.integers(0, 9), st.integers(0, MOST_KEPT_BYTES), st.just(MOST_KEPT_BYTES)),
+    max_size=6,
+)
+
+
+@given(before=PIECES, between=PIECES, after_it=PIECES)
+def test_another_upstream_hears_all_of_a_body_or_none(
+    before: list[int], between: list[int], after_it: list[int]
+) -> None:
+    relay, kept_before, body = Counted(), held.bytes, bytearray()
+
+    def send(sizes: list[int]) -> None:
+        for size in sizes:
+            piece = bytes([len(body) % 251]) * size
+            body.extend(piece)
+            relay.request_data(memoryview(piece))
+
+    send(before)
+    assert held.bytes - kept_before <= MOST_KEPT_BYTES
+    assert relay.body_kept is (sum(before) <= MOST_KEPT_BYTES)
+    if relay.go_elsewhere() is not None:
+        assert relay.upstream.body == body
+        send(between)
+        if relay.go_elsewhere() is not None:
+            assert relay.upstream.body == body
+    send(after_it)
+    assert relay.upstream.body == body
+    relay.request_end([])
+    relay.response_head(Response(status=200))
+    assert held.bytes == kept_before
+    relay.response_end([])
+
+
+@pytest.mark.parametrize("name", ["100", "cut", "request is aborted", "answer"])
+def test_nothing_of_a_body_is_kept_once_nobody_may_need_it(name: str) -> None:
+    before = held.bytes
+    relay = after()
+    relay.request_data(b"body")
+    assert held.bytes == before + 4
+    if name == "100":
+        relay.response_head(Response(status=100))
+        relay.request_data(b"more")
+    else:
+        STEPS[name](relay)
+    assert held.bytes == before
+
+
+def test_where_sidecars_keep_too_much_already_nothing_more_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held, "take", lambda _size: False)
+    relay = after()
+    relay.request_data(b"body")
+    assert not relay.body_kept
+    assert relay.upstream.body == b"body"

@@ -31,6 +31,15 @@ def test_what_has_lost_its_body_is_never_sent_again(failure: Failure) -> None:
     assert not may_retry("PUT", failure, body_sent=True)
 
 
+@pytest.mark.parametrize("method", [*REPEATABLE, *OTHERS])
+@pytest.mark.parametrize("failure", Failure)
+def test_what_has_kept_its_body_is_sent_again_if_it_has_reached_nobody(
+    failure: Failure, method: str
+) -> None:
+    again = may_retry(method, failure, body_sent=True, body_kept=True)
+    assert again is (failure is Failure.UNSENT)
+
+
 @pytest.mark.parametrize(
     ("attempt", "longest_s"), [(1, 0.025), (2, 0.05), (3, 0.1), (4, 0.2), (5, 0.25), (10, 0.25)]
 )
