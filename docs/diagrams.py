@@ -36,6 +36,7 @@ EVENTS: tuple[Event, ...] = (
     events.TimeoutExtended(by_s=10.0),
     events.Exited(Exit(0)),
     events.SessionEnded(),
+    events.HookEnded("on_exit"),
     events.TimerFired(number=0),
 )
 RESTARTS: tuple[RestartPolicy, ...] = ("never", "on-failure", "always")
@@ -58,8 +59,8 @@ def statuses(phase: Phase) -> Iterator[Status]:
 
 def policies() -> Iterator[Policy]:
     """Every policy that decides what comes next."""
-    for restart, has_ready in product(RESTARTS, (False, True)):
-        yield Policy(restart=restart, has_ready=has_ready)
+    for restart, has_ready, hooks in product(RESTARTS, (False, True), (False, True)):
+        yield Policy(restart=restart, has_ready=has_ready, has_on_ready=hooks, has_on_exit=hooks)
 
 
 def edges() -> Edges:

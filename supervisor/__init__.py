@@ -15,7 +15,8 @@ A run is made in this order, each step handing values to the next:
   `difference` says what that means for each instance, `rollout` does it without a failed call.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
-  for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out.
+  for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out;
+  `hooks` run beside it.
 - `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
   `sessions` finds and ends what belongs to one instance, `leftovers` what a killed run has left;
   `blocking` says what keeps a run from ending.

@@ -23,8 +23,10 @@ from meshrun.supervisor.configuration.model import (
 )
 from meshrun.supervisor.confinement import Confinement
 from meshrun.supervisor.execution import execute
+from meshrun.supervisor.hooks import Hooks, OnHook, variables
 from meshrun.supervisor.launching import Launcher, Process
 from meshrun.supervisor.lifecycle import Policy
+from meshrun.supervisor.lifecycle_events import EndHook, HookEnded, RunHook
 from meshrun.supervisor.lines import Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.machine import credentials_of, credentials_of_sidecars
@@ -35,6 +37,7 @@ from meshrun.supervisor.probes.connections import asker
 from meshrun.supervisor.probes.listening import Listening
 from meshrun.supervisor.probes.pulse import Awaiting, Heartbeat
 from meshrun.supervisor.probes.tally import Liveness, Readiness
+from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.runner import Feed, Probing, Which
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
 from meshrun.supervisor.statedir import StateDir
@@ -56,6 +59,9 @@ def app_policy(app: App) -> Policy:
         stop_timeout_s=app.stop.timeout_s,
         has_ready=app.ready is not None,
         has_alive=app.alive is not None,
+        has_on_ready=bool(app.hooks.on_ready),
+        has_on_exit=bool(app.hooks.on_exit),
+        hook_timeout_s=app.hooks.timeout_s,
         notifies=any(isinstance(probe.check, NotifyCheck) for probe in probes),
         ready_deadline_s=app.ready.deadline_s if app.ready else 60.0,
     )
@@ -114,6 +120,7 @@ class AppBody:
         cgroup: Path | None,
         state: StateDir,
         on_lines: OnLines,
+        on_hook: OnHook,
     ) -> None:
         self._launcher = launcher
         self.instance = instance
@@ -123,6 +130,7 @@ class AppBody:
         self._on_lines = on_lines
         self._listening: Listening | None = None
         self.output = _Output(self._take)
+        self.hooks = Hooks(lambda hook, problem: on_hook(self.instance.name, hook, problem))
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
@@ -210,6 +218,40 @@ class AppBody:
             case LogCheck() | NotifyCheck():
                 raise AssertionError("what an app says is not asked for")
 
+    def run_hook(self, order: RunHook, feed: Feed) -> None:
+        """Run a command as the app itself, with its output in the app's."""
+        name, hook = self.instance.name, order.hook
+        mark = f"[{hook}] ".encode()
+        spec = msgspec.structs.replace(
+            self.spec(variables(order)),
+            name=f"{name} {hook}",
+            argv=_words(self.instance.hooks.of(hook)),
+        )
+
+        def write(lines: list[bytes]) -> None:
+            self._on_lines(name, "stdout", [mark + line for line in lines])
+
+        command = Command(self._launcher, spec, write)
+        self.hooks.run(hook, command, partial(feed, HookEnded(hook)))
+
+    def end_hook(self, order: EndHook) -> None:
+        """Send a signal to a hook."""
+        self.hooks.end(order)
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return the processes of the hooks that run."""
+        return self.hooks.members()
+
+    def pause_output(self) -> None:
+        """Let all of it wait with what it writes."""
+        self.output.pause()
+        self.hooks.pause()
+
+    def resume_output(self) -> None:
+        """Take the output again."""
+        self.output.resume()
+        self.hooks.resume()
+
 
 def _words(argv: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple(os.fsencode(word) for word in argv)
@@ -272,3 +314,13 @@ class SidecarBody:
     def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""
         return None
+
+    def run_hook(self, _order: RunHook, _feed: Feed) -> None:
+        """Run nothing: a sidecar has no hooks."""
+
+    def end_hook(self, _order: EndHook) -> None:
+        """End nothing."""
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return nothing."""
+        return []

@@ -29,7 +29,18 @@ _MESH = ("connect_timeout_s", "max_connections", "idle_timeout_s")
 # What is in the instance in its final form, or concerns no single instance. Any other key, also one
 # that comes later, is taken for something that the process is started with.
 _ELSEWHERE = (
-    *("name", "line", "instances", "workers", "upstreams", "protocol", "ready", "alive", "port"),
+    *(
+        "name",
+        "line",
+        "instances",
+        "workers",
+        "upstreams",
+        "protocol",
+        "ready",
+        "alive",
+        "hooks",
+        "port",
+    ),
     *("command", "shell", "expand", "cwd", "env", "env_file"),
 )
 
@@ -126,12 +137,13 @@ def _change(old: Instance, new: Instance) -> Change:
     ]
     said = tuple(key for key, before, after in probes if _is_said(before) or _is_said(after))
     asked = tuple(key for key, _, _ in probes if key not in said)
+    hooks = ("hooks",) if old.hooks != new.hooks else ()
     return Change(
         old=old,
         new=new,
         process=(*_process(old, new), *said),
         sidecar=tuple(_sidecar(old, new)),
-        supervision=(*_app_keys(old.app, new.app, _KEPT_BY), *asked),
+        supervision=(*_app_keys(old.app, new.app, _KEPT_BY), *asked, *hooks),
         mesh=tuple(_told(old, new)),
     )
 

@@ -108,11 +108,11 @@ class Fleet:
     def pause_output(self) -> None:
         """Let the apps wait with what they write."""
         for body in self._bodies.values():
-            body.output.pause()
+            body.pause_output()
         self._sidecars.pause_output()
 
     def resume_output(self) -> None:
         """Take the apps' output again."""
         for body in self._bodies.values():
-            body.output.resume()
+            body.resume_output()
         self._sidecars.resume_output()

@@ -23,10 +23,12 @@ from meshrun.supervisor.lifecycle_events import (
     Action,
     DependenciesMet,
     DependencyFailed,
+    EndHook,
     EndSession,
     Event,
     Exit,
     Exited,
+    HookEnded,
     Kill,
     LivenessLost,
     ProbeFailed,
@@ -34,6 +36,7 @@ from meshrun.supervisor.lifecycle_events import (
     Probing,
     Restart,
     Revised,
+    RunHook,
     Said,
     SendSignal,
     SessionEnded,
@@ -61,6 +64,7 @@ class Phase(enum.Enum):
     STOPPING = enum.auto()  # asked to end, within its stop timeout
     KILLING = enum.auto()  # past the timeout, or not ready in time
     ENDING = enum.auto()  # the main process has ended, the rest of its session is being ended
+    CLEANING = enum.auto()  # nothing of it lives any more, and its on_exit hook runs
     BACKOFF = enum.auto()
     CRASH_LOOP = enum.auto()
     STOPPED = enum.auto()
@@ -73,7 +77,12 @@ class Phase(enum.Enum):
         return _SHOWN.get(self) or self.name.lower().replace("_", "-")
 
 
-_SHOWN = {Phase.SPAWNING: "starting", Phase.KILLING: "stopping", Phase.ENDING: "stopping"}
+_SHOWN = {
+    Phase.SPAWNING: "starting",
+    Phase.KILLING: "stopping",
+    Phase.ENDING: "stopping",
+    Phase.CLEANING: "stopping",
+}
 ALIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING, Phase.KILLING})
 FINAL = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
@@ -94,8 +103,9 @@ class Wanted(enum.Enum):
 class Policy:
     """What the configuration says about the life of one process.
 
-    `has_ready` and `has_alive` are whether there are such probes, `notifies` whether it has a
-    socket on which it may ask for more time.
+    `has_ready` and `has_alive` are whether there are such probes, `has_on_ready` and `has_on_exit`
+    whether there are such hooks, `notifies` whether it has a socket on which it may ask for more
+    time.
     """
 
     restart: RestartPolicy = "on-failure"
@@ -103,13 +113,22 @@ class Policy:
     stop_timeout_s: float = 5.0
     has_ready: bool = False
     has_alive: bool = False
+    has_on_ready: bool = False
+    has_on_exit: bool = False
     notifies: bool = False
     ready_deadline_s: float = 60.0
+    hook_timeout_s: float = 10.0
 
     @property
     def longest_stop_s(self) -> float:
-        """How long after the signal it is killed at the latest."""
-        return self.stop_timeout_s * (EXTENSION if self.notifies else 1.0)
+        """How long after the signal it, and then its on_exit hook, is killed at the latest."""
+        stop_s = self.stop_timeout_s * (EXTENSION if self.notifies else 1.0)
+        return stop_s + (self.last_hook_s if self.has_on_exit else 0.0)
+
+    @property
+    def last_hook_s(self) -> float:
+        """How long the on_exit hook of one that was told to stop may take."""
+        return min(self.hook_timeout_s, self.stop_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +139,10 @@ class Status:
     this one was entered, `due_at` when its timer fires. `exits` keeps the times of the last few
     exits, for the crash-loop rule. `ready_at` is when this life was first ready, `ill_at` since
     when it was not alive, `ran_well` whether the one was long before the other or its end. `kill`
-    says that it is killed once it lives, `condemned` that it is ended for its own failure: whatever
-    its exit says then, that is no success. `said` is what it says of itself, `cause` what failed
-    first where it failed because of others.
+    says that somebody wants it gone now: it is killed once it lives, and no hook follows.
+    `condemned` says that it is ended for its own failure: whatever its exit says then, that is no
+    success. `hooked` says that its on_ready hook was run in this life. `said` is what it says of
+    itself, `cause` what failed first where it failed because of others.
     """
 
     phase: Phase = Phase.STOPPED
@@ -146,6 +166,7 @@ class Status:
     ran_well: bool = False
     kill: bool = False
     condemned: bool = False
+    hooked: bool = False
 
     @property
     def alive(self) -> bool:
@@ -187,7 +208,7 @@ def _timed(status: Status, at: float, *actions: Action) -> Outcome:
 
 def _spawn(status: Status) -> Outcome:
     fresh = replace(status, started_at=None, ready_at=None, ill_at=None, ran_well=False)
-    fresh = replace(fresh, kill=False, condemned=False, said="")
+    fresh = replace(fresh, kill=False, condemned=False, hooked=False, said="")
     return _enter(fresh, Phase.SPAWNING, pid=None, ready=False), (Spawn(),)
 
 
@@ -224,10 +245,14 @@ def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _run(status: Status, moment: Moment) -> Outcome:
-    running = _enter(status, Phase.RUNNING, ready=True, ready_at=moment.now)
+    policy = moment.policy
+    hooked = policy.has_on_ready
+    running = _enter(status, Phase.RUNNING, ready=True, ready_at=moment.now, hooked=hooked)
     # Not before it is ready: one that is slow to start is not dead (its deadline sees to that).
-    alive = Probing(ready=moment.policy.has_ready, alive=True)
-    return running, (alive,) if moment.policy.has_alive else ()
+    alive = (Probing(ready=policy.has_ready, alive=True),) if policy.has_alive else ()
+    if not hooked:
+        return running, alive
+    return _timed(running, moment.now + policy.hook_timeout_s, *alive, RunHook("on_ready"))
 
 
 def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
@@ -294,6 +319,14 @@ def _not_alive(status: Status, event: Event, moment: Moment) -> Outcome:
     return _stop_alive(replace(status, condemned=True, ill_at=ill_at, reason=reason), moment)
 
 
+def _ready_hook_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return status, (EndHook("on_ready", signal.SIGKILL, _not_ended(status)),)
+
+
+def _not_ended(status: Status) -> str:
+    return f"not ended within {_allowed_s(status):g} s"
+
+
 def _stops_itself(status: Status, _event: Event, moment: Moment) -> Outcome:
     stopping = _enter(status, Phase.STOPPING, ready=False)
     return _timed(stopping, moment.now + moment.policy.stop_timeout_s, Probing())
@@ -323,7 +356,14 @@ def _extend_stop(status: Status, event: Event, moment: Moment) -> Outcome:
 def _stop_alive(status: Status, moment: Moment) -> Outcome:
     stopping = _enter(status, Phase.STOPPING, ready=False)
     at = moment.now + moment.policy.stop_timeout_s
-    return _timed(stopping, at, Probing(), SendSignal(moment.policy.stop_signal))
+    told = SendSignal(moment.policy.stop_signal)
+    return _timed(stopping, at, Probing(), *_end_hooks(status, signal.SIGTERM), told)
+
+
+def _end_hooks(status: Status, number: int) -> tuple[Action, ...]:
+    """Let the on_ready hook of this life not outlive it."""
+    reason = "ended with its instance"
+    return (EndHook("on_ready", number, reason),) if status.hooked else ()
 
 
 def _wanted(status: Status, event: Event) -> Status:
@@ -362,12 +402,18 @@ def _stop(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _kill(status: Status, event: Event, _moment: Moment) -> Outcome:
-    killing = _enter(_wanted(status, event), Phase.KILLING, ready=False)
+    killing = _enter(_wanted(status, event), Phase.KILLING, ready=False, kill=True)
     return killing, (Probing(), SendSignal(signal.SIGKILL))
 
 
-def _kill_session(status: Status, event: Event, _moment: Moment) -> Outcome:
-    return _wanted(status, event), (EndSession(signal.SIGKILL),)
+def _kill_session(status: Status, event: Event, moment: Moment) -> Outcome:
+    killed, _ = _want_killed(status, event, moment)
+    return killed, (EndSession(signal.SIGKILL),)
+
+
+def _kill_hook(status: Status, event: Event, moment: Moment) -> Outcome:
+    killed, _ = _want_killed(status, event, moment)
+    return killed, (EndHook("on_exit", signal.SIGKILL, killed.reason),)
 
 
 def _stopped(status: Status, event: Event, _moment: Moment) -> Outcome:
@@ -379,7 +425,7 @@ def _restart_now(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _stop_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    reason = f"not ended within {_allowed_s(status):g} s"
+    reason = _not_ended(status)
     if status.condemned:
         reason = f"{status.reason}; {reason}"
     return _enter(status, Phase.KILLING, reason=reason), (SendSignal(signal.SIGKILL),)
@@ -399,7 +445,8 @@ def _exited(status: Status, event: Event, moment: Moment) -> Outcome:
     at = moment.now + moment.policy.stop_timeout_s
     number = signal.SIGKILL if killed else moment.policy.stop_signal
     timed, (timer,) = _timed(replace(ending, ran_well=ran_well), at)
-    return timed, (Probing(), timer, EndSession(number))
+    hooks = _end_hooks(status, signal.SIGKILL)
+    return timed, (Probing(), *hooks, timer, EndSession(number))
 
 
 def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -407,7 +454,40 @@ def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
 
 
 def _session_ended(status: Status, _event: Event, moment: Moment) -> Outcome:
-    return _ended(status, moment)
+    policy = moment.policy
+    if status.kill or not policy.has_on_exit:
+        return _ended(status, moment)
+    stops = status.wanted is Wanted.STOP
+    within_s = policy.last_hook_s if stops else policy.hook_timeout_s
+    hook = RunHook("on_exit", status.exit, _is_to_start_again(status, policy))
+    return _timed(_enter(status, Phase.CLEANING, pid=None), moment.now + within_s, hook)
+
+
+def _hook_ended(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, HookEnded)
+    # That of on_ready, which was killed with its instance, may be heard of late.
+    return _ended(status, moment) if event.hook == "on_exit" else (status, ())
+
+
+def _exit_hook_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return status, (EndHook("on_exit", signal.SIGKILL, _not_ended(status)),)
+
+
+def _want_cleaned(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert status.due_at is not None
+    wanted = _wanted(status, event)
+    at = moment.now + moment.policy.last_hook_s
+    return _timed(wanted, at) if at < status.due_at else (wanted, ())
+
+
+def _succeeded(status: Status) -> bool:
+    return status.exit is not None and status.exit.ok and not status.condemned
+
+
+def _is_to_start_again(status: Status, policy: Policy) -> bool:
+    if status.wanted is not Wanted.RUN:
+        return status.wanted is Wanted.RESTART
+    return policy.restart == "always" or (policy.restart != "never" and not _succeeded(status))
 
 
 def _ended(status: Status, moment: Moment) -> Outcome:
@@ -417,9 +497,8 @@ def _ended(status: Status, moment: Moment) -> Outcome:
         return _enter(gone, Phase.STOPPED), ()
     if status.wanted is Wanted.RESTART:
         return _spawn(replace(gone, wanted=Wanted.RUN, restarts=status.restarts + 1, reason=""))
-    succeeded = status.exit is not None and status.exit.ok and not status.condemned
-    if moment.policy.restart == "never" or (succeeded and moment.policy.restart != "always"):
-        return _enter(gone, Phase.COMPLETED if succeeded else Phase.FAILED), ()
+    if not _is_to_start_again(status, moment.policy):
+        return _enter(gone, Phase.COMPLETED if _succeeded(status) else Phase.FAILED), ()
     return _again(gone, moment)
 
 
@@ -490,6 +569,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             ProbeFailed: _became_unready,
             LivenessLost: _not_alive,
             Revised: _revised_running,
+            TimerFired: _ready_hook_timeout,
         },
         Phase.STOPPING: {
             Exited: _exited,
@@ -506,7 +586,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Start: _want_run,
             Stop: _want,
             Restart: _want,
-            Kill: _want,
+            Kill: _want_killed,
         },
         Phase.ENDING: {
             SessionEnded: _session_ended,
@@ -515,6 +595,14 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Stop: _want,
             Restart: _want,
             Kill: _kill_session,
+        },
+        Phase.CLEANING: {
+            HookEnded: _hook_ended,
+            TimerFired: _exit_hook_timeout,
+            Start: _want_run,
+            Stop: _want_cleaned,
+            Restart: _want,
+            Kill: _kill_hook,
         },
         Phase.BACKOFF: _BETWEEN,
         Phase.CRASH_LOOP: _BETWEEN,

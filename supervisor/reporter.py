@@ -5,6 +5,7 @@ from collections.abc import Callable
 from meshrun.proxy import messages
 from meshrun.supervisor import ca, lifecycle
 from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.configuration.model import HookName
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
@@ -61,7 +62,7 @@ class Reporter:
 
     def _phase_entered(self, name: str, before: Status, after: Status, now: float) -> None:
         match after.phase:
-            case Phase.SPAWNING if before.phase is Phase.ENDING:
+            case Phase.SPAWNING if before.phase in (Phase.ENDING, Phase.CLEANING):
                 how = after.reason or before.reason
                 self._timeline.add("restarting", name, f"{name} starts again ({how})")
                 if before.wanted is lifecycle.Wanted.RUN:
@@ -79,7 +80,7 @@ class Reporter:
             case Phase.COMPLETED:
                 self._timeline.add("completed", name, f"{name} completed")
                 self._journal.info(f"{name} completed")
-            case Phase.STOPPED if before.pid is not None:
+            case Phase.STOPPED if before.pid is not None or before.phase is Phase.CLEANING:
                 self._timeline.add("stopped", name, f"{name} stopped")
                 self._journal.info(f"{name} stopped")
             case Phase.KILLING:
@@ -102,6 +103,15 @@ class Reporter:
         if lines:
             text = "\n".join(f"    {line}" for line in lines)
             self._journal.info(f"the last lines of {name}:\n{text}")
+
+    def hook_ended(self, name: str, hook: HookName, problem: str) -> None:
+        """Say how a hook of an instance went."""
+        if problem:
+            message = f"hook {hook} of {name} failed: {problem}"
+            self._timeline.add("hook-failed", name, message)
+            self._journal.warning(message)
+        else:
+            self._timeline.add("hook", name, f"hook {hook} of {name} succeeded")
 
     def not_drained(self, name: str, timeout_s: float) -> None:
         """Say that calls to an instance are cut, which have not ended in time."""

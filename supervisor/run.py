@@ -172,7 +172,12 @@ class Run:
     def _new_body(self, instance: Instance) -> bodies.AppBody:
         folder = self._app_folder(instance)
         return bodies.AppBody(
-            self._launcher, instance, folder, self.prepared.state, self.logs.write
+            self._launcher,
+            instance,
+            folder,
+            self.prepared.state,
+            self.logs.write,
+            self._reporter.hook_ended,
         )
 
     def _new_session(self, instance: Instance) -> Callable[[int], Session]:
@@ -287,6 +292,8 @@ class Run:
             return self.externals.reason(name)
         if app.status.phase is Phase.WAITING:
             return f"waits for {', '.join(self.dependants.verdict(name).waiting_for)}"
+        if app.status.phase is Phase.CLEANING:
+            return f"has ended ({app.status.reason}), its on_exit hook runs"
         if app.status.ready and self.control.is_withdrawn(name):
             return "gets no calls any more: it is to be stopped"
         return app.status.reason

@@ -25,6 +25,8 @@ __all__ = [
     "Dependency",
     "ExecCheck",
     "External",
+    "HookName",
+    "Hooks",
     "HttpCheck",
     "Limits",
     "LogCheck",
@@ -49,6 +51,7 @@ MOST_INSTANCES = 100
 RestartPolicy = Literal["on-failure", "always", "never"]
 Condition = Literal["started", "ready", "completed", "succeeded"]
 OnRestart = Literal["ignore", "restart"]
+HookName = Literal["on_ready", "on_exit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,22 @@ class Stop:
 
     signal: Signals = SIGTERM
     timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Commands, as words, beside an instance: when it is ready, and when it has ended.
+
+    One that has no words is none. After `timeout_s` one is killed.
+    """
+
+    on_ready: tuple[str, ...] = ()
+    on_exit: tuple[str, ...] = ()
+    timeout_s: float = 10.0
+
+    def of(self, name: HookName) -> tuple[str, ...]:
+        """Return the words of one."""
+        return self.on_ready if name == "on_ready" else self.on_exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +230,7 @@ class App:
     alive: Probe | None = None
     restart: RestartPolicy = "on-failure"
     stop: Stop = Stop()
+    hooks: Hooks = Hooks()
     limits: Limits = Limits()
     account: Account | None = None
     connect_timeout_s: float = 5.0

@@ -12,6 +12,7 @@ from typing import get_args
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS
 from meshrun.supervisor.configuration.depends_on import read_depends_on
+from meshrun.supervisor.configuration.hooks import read_hooks
 from meshrun.supervisor.configuration.limits import read_limits
 from meshrun.supervisor.configuration.model import (
     MOST_INSTANCES,
@@ -63,9 +64,9 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "alive", "restart", "stop", "connect_timeout"),
-    *("max_connections", "idle_timeout", "limits", "user"),
+    *("max_connections", "idle_timeout", "limits", "user", "hooks"),
 )
-APP_KEYS_LATER = (*("watch", "tty", "hooks", "every"),)
+APP_KEYS_LATER = (*("watch", "tty", "every"),)
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
@@ -142,6 +143,7 @@ def read_app(
         alive=read_alive(table),
         restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
         stop=_read_stop(table),
+        hooks=read_hooks(table),
         limits=read_limits(table, machine),
         account=read_user(table, machine),
         connect_timeout_s=table.read("connect_timeout", wait, app.connect_timeout_s),

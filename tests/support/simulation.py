@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from support.virtual import VirtualLoop
 
 from meshrun.supervisor import lifecycle_events as events
-from meshrun.supervisor.configuration.model import Dependency
+from meshrun.supervisor.configuration.model import Dependency, HookName
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import Process
@@ -25,6 +25,7 @@ from meshrun.supervisor.runner import Feed, NotExecutableError, Runner, Which
 __all__ = ["Luck", "Simulation"]
 
 REAPED_S = 0.01
+TIMED = (Phase.STARTING, Phase.STOPPING, Phase.CLEANING, Phase.BACKOFF, Phase.CRASH_LOOP)
 MOST_INSTANCES = 3
 
 
@@ -33,7 +34,8 @@ class Luck:
     """How one try to start an app goes: how long it takes, and what the app is like.
 
     `willing_s` is how long it takes to end when asked to, None is for ever. `child` says whether
-    it leaves something in its session, `deaf_child` that only KILL ends that.
+    it leaves something in its session, `deaf_child` that only KILL ends that. `hook_s` is how long
+    a hook takes, None is for ever.
     """
 
     problem: str = ""
@@ -41,6 +43,7 @@ class Luck:
     willing_s: float | None = 0.1
     child: bool = False
     deaf_child: bool = False
+    hook_s: float | None = 0.0
 
 
 class _Process(Process):
@@ -131,6 +134,7 @@ class _App:
         self.name = name
         self.process: _Process | None = None
         self.asked: dict[Which, _Asked] = {}
+        self.hooks: dict[HookName, tuple[Feed, asyncio.TimerHandle | None]] = {}
         self.spawning = False
         self.stopped = True  # the last command was a stop
         self.runner = Runner(
@@ -153,6 +157,7 @@ class _App:
         self.world.must(not self.spawning, f"two starts of {self.name} at once")
         self.world.must(process is None or process.exited.done(), f"a second {self.name} lives")
         self.world.must(process is None or not process.child, f"{self.name} has a session left")
+        self.world.must(not self.hooks, f"{self.name} starts while hooks of its last life run")
         luck = next(self.world.luck)
         self.spawning = True
         try:
@@ -176,6 +181,35 @@ class _App:
         """Let history answer."""
         self.asked[which] = _Asked(feed)
         return self.asked[which]
+
+    def run_hook(self, order: events.RunHook, feed: Feed) -> None:
+        """Pretend to run a hook."""
+        hook, process = order.hook, self.process
+        assert process is not None
+        self.world.must(hook not in self.hooks, f"two hooks {hook} of {self.name} at once")
+        alive = not process.exited.done()
+        self.world.must(alive == (hook == "on_ready"), f"{hook} of {self.name} at the wrong time")
+        after_s = process.luck.hook_s
+        timer = None
+        if after_s is not None:
+            timer = self.world.loop.call_later(after_s, self._hook_ended, hook)
+        self.hooks[hook] = (feed, timer)
+
+    def _hook_ended(self, hook: HookName) -> None:
+        feed, _ = self.hooks.pop(hook)
+        feed(events.HookEnded(hook))
+
+    def end_hook(self, order: events.EndHook) -> None:
+        """End a hook by KILL; it does not obey anything else."""
+        if order.signal == signal.SIGKILL and order.hook in self.hooks:
+            feed, timer = self.hooks.pop(order.hook)
+            if timer is not None:
+                timer.cancel()
+            self.world.loop.call_soon(feed, events.HookEnded(order.hook))
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return nothing: these are no processes."""
+        return []
 
     def command(self, event: Event) -> None:
         """Want something of it."""
@@ -267,7 +301,7 @@ class Simulation:
         now = self.loop.time()
         self.must(not status.ready or status.phase is Phase.RUNNING, f"{name} is ready: {status}")
         self.must(status.since <= now, f"{name} is where it is since later")
-        if status.phase in (Phase.STARTING, Phase.STOPPING, Phase.BACKOFF, Phase.CRASH_LOOP):
+        if status.phase in TIMED:
             self.must(status.due_at is not None, f"{name} could wait for ever: {status}")
         if status.phase in (Phase.FAILED, Phase.BACKOFF, Phase.CRASH_LOOP, Phase.KILLING):
             self.must(bool(status.reason), f"{name} waits or has failed without a reason: {status}")

@@ -17,6 +17,7 @@ from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program
 from meshrun.supervisor.configuration import (
     depends_on,
+    hooks,
     limits,
     meshfile,
     permissions,
@@ -42,6 +43,7 @@ TABLES = {
     "depends_on": depends_on.KEYS,
     "ready": probes.READY_KEYS,
     "alive": probes.ALIVE_KEYS,
+    "hooks": (*hooks.KEYS, *environment.HOOK_VARIABLES),
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
