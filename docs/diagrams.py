@@ -20,9 +20,12 @@ END = "<!-- drawn by docs/diagrams.py: end -->\n"
 
 EVENTS: tuple[Event, ...] = (
     events.Start(),
+    events.Start(now=True),
     events.Restart(),
     events.Stop(),
     events.Kill(),
+    events.Due(),
+    events.Revised(),
     events.DependenciesMet(),
     events.DependencyFailed("a dependency failed"),
     events.Spawned(pid=1),
@@ -59,8 +62,15 @@ def statuses(phase: Phase) -> Iterator[Status]:
 
 def policies() -> Iterator[Policy]:
     """Every policy that decides what comes next."""
-    for restart, has_ready, hooks in product(RESTARTS, (False, True), (False, True)):
-        yield Policy(restart=restart, has_ready=has_ready, has_on_ready=hooks, has_on_exit=hooks)
+    either = (False, True)
+    for restart, scheduled, has_ready, hooks in product(RESTARTS, either, either, either):
+        yield Policy(
+            restart=restart,
+            scheduled=scheduled,
+            has_ready=has_ready,
+            has_on_ready=hooks,
+            has_on_exit=hooks,
+        )
 
 
 def edges() -> Edges:

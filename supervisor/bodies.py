@@ -55,6 +55,7 @@ def app_policy(app: App) -> Policy:
     probes = [probe for probe in (app.ready, app.alive) if probe is not None]
     return Policy(
         restart=app.restart,
+        scheduled=app.every is not None,
         stop_signal=app.stop.signal,
         stop_timeout_s=app.stop.timeout_s,
         has_ready=app.ready is not None,

@@ -23,7 +23,7 @@ from meshrun.supervisor.plan import Instance, Plan, held
 __all__ = ["Change", "Difference", "applied", "difference"]
 
 # What an app says that concerns how it is kept: taken over while it runs.
-_KEPT_BY = ("restart", "stop", "depends_on")
+_KEPT_BY = ("restart", "every", "stop", "depends_on")
 # What it says that concerns its sidecar.
 _MESH = ("connect_timeout_s", "max_connections", "idle_timeout_s")
 # What is in the instance in its final form, or concerns no single instance. Any other key, also one
@@ -160,6 +160,9 @@ def _process(old: Instance, new: Instance) -> Iterator[str]:
         yield "command"
     if old.cwd != new.cwd:
         yield "cwd"
+    # What is kept running and what runs at times are two kinds of app.
+    if (old.app.every is None) != (new.app.every is None):
+        yield "every"
     yield from _variables(old.environment or {}, new.environment or {})
     others = tuple(f.name for f in fields(App) if f.name not in (*_ELSEWHERE, *_KEPT_BY, *_MESH))
     yield from _app_keys(old.app, new.app, others)

@@ -22,8 +22,8 @@ class Fleet:
     """The instances of a run, which come and go; nothing here starts, stops or waits.
 
     `new_body` makes what is particular to an app's process, `new_session` what finds the rest of it
-    when its main process has ended; `on_change` is told of its life,
-    `on_added` and `on_removed` that an instance comes and goes.
+    when its main process has ended; `on_change` is told of its life, `on_added` and `on_removed`
+    that an instance comes and goes, `on_updated` that one is another now.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Fleet:
         new_session: Callable[[Instance], NewSession],
         on_change: OnChange,
         on_added: Callable[[str], None],
+        on_updated: Callable[[], None],
         on_removed: Callable[[str], None],
     ) -> None:
         self.plan = replace(plan, instances=())
@@ -42,6 +43,7 @@ class Fleet:
         self._new_session = new_session
         self._on_change = on_change
         self._on_added = on_added
+        self._on_updated = on_updated
         self._on_removed = on_removed
 
     def join(self, control: ControlPlane, sidecars: Sidecars, externals: Externals) -> None:
@@ -86,6 +88,7 @@ class Fleet:
         self._bodies[instance.name].instance = instance
         asks_anew = (before.ready, before.alive) != (instance.ready, instance.alive)
         self.apps[instance.name].revise(app_policy(instance.app), asks_anew=asks_anew)
+        self._on_updated()
 
     def remove(self, name: str) -> None:
         """Forget an instance: its app and its sidecar have ended."""

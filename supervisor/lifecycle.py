@@ -23,6 +23,7 @@ from meshrun.supervisor.lifecycle_events import (
     Action,
     DependenciesMet,
     DependencyFailed,
+    Due,
     EndHook,
     EndSession,
     Event,
@@ -57,6 +58,7 @@ __all__ = ["ALIVE", "FINAL", "TRANSITIONS", "Phase", "Policy", "Status", "Wanted
 class Phase(enum.Enum):
     """Where a process is in its life."""
 
+    SCHEDULED = enum.auto()  # between two runs, for the next time of its schedule
     WAITING = enum.auto()  # for its dependencies
     SPAWNING = enum.auto()  # the launcher was asked; no process id yet
     STARTING = enum.auto()  # it lives and has a probe that has not succeeded yet
@@ -78,6 +80,7 @@ class Phase(enum.Enum):
 
 
 _SHOWN = {
+    Phase.SCHEDULED: "waiting",
     Phase.SPAWNING: "starting",
     Phase.KILLING: "stopping",
     Phase.ENDING: "stopping",
@@ -105,10 +108,11 @@ class Policy:
 
     `has_ready` and `has_alive` are whether there are such probes, `has_on_ready` and `has_on_exit`
     whether there are such hooks, `notifies` whether it has a socket on which it may ask for more
-    time.
+    time. One that is `scheduled` is run at times, and `restart` says nothing.
     """
 
     restart: RestartPolicy = "on-failure"
+    scheduled: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 5.0
     has_ready: bool = False
@@ -142,7 +146,8 @@ class Status:
     says that somebody wants it gone now: it is killed once it lives, and no hook follows.
     `condemned` says that it is ended for its own failure: whatever its exit says then, that is no
     success. `hooked` says that its on_ready hook was run in this life. `said` is what it says of
-    itself, `cause` what failed first where it failed because of others.
+    itself, `cause` what failed first where it failed because of others. `skipped` counts the times
+    of its schedule at which it still ran.
     """
 
     phase: Phase = Phase.STOPPED
@@ -167,6 +172,7 @@ class Status:
     kill: bool = False
     condemned: bool = False
     hooked: bool = False
+    skipped: int = 0
 
     @property
     def alive(self) -> bool:
@@ -212,9 +218,32 @@ def _spawn(status: Status) -> Outcome:
     return _enter(fresh, Phase.SPAWNING, pid=None, ready=False), (Spawn(),)
 
 
-def _start(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    fresh = _enter(status, Phase.WAITING, wanted=Wanted.RUN, reason="", attempt=0, exits=())
+def _start(status: Status, event: Event, moment: Moment) -> Outcome:
+    later = moment.policy.scheduled and event != Start(now=True)
+    return _begin(status, Phase.SCHEDULED if later else Phase.WAITING)
+
+
+def _begin(status: Status, phase: Phase) -> Outcome:
+    fresh = _enter(status, phase, wanted=Wanted.RUN, reason="", attempt=0, exits=())
     return replace(fresh, looping=False, exit=None, cause=""), ()
+
+
+def _due(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return _begin(status, Phase.WAITING)
+
+
+def _not_started_twice(status: Status, _event: Event, moment: Moment) -> Outcome:
+    skips = moment.policy.scheduled and status.wanted is not Wanted.STOP
+    return (replace(status, skipped=status.skipped + 1) if skips else status), ()
+
+
+def _start_before_time(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, Start)
+    return _begin(status, Phase.WAITING) if event.now else (status, ())
+
+
+def _revised_schedule(status: Status, _event: Event, moment: Moment) -> Outcome:
+    return (status, ()) if moment.policy.scheduled else _begin(status, Phase.WAITING)
 
 
 def _start_now(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -226,9 +255,15 @@ def _dependencies_met(status: Status, _event: Event, _moment: Moment) -> Outcome
     return _spawn(replace(status, reason=""))
 
 
-def _dependency_failed(status: Status, event: Event, _moment: Moment) -> Outcome:
+def _dependency_failed(status: Status, event: Event, moment: Moment) -> Outcome:
     assert isinstance(event, DependencyFailed)
-    return _enter(status, Phase.FAILED, reason=event.reason, cause=event.cause), ()
+    return _fail(replace(status, reason=event.reason, cause=event.cause), moment)
+
+
+def _fail(status: Status, moment: Moment) -> Outcome:
+    """Let it have failed for good; one that has a schedule, until the next time."""
+    gone = replace(status, pid=None, wanted=Wanted.RUN)
+    return _enter(gone, Phase.SCHEDULED if moment.policy.scheduled else Phase.FAILED), ()
 
 
 def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
@@ -259,7 +294,7 @@ def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
     assert isinstance(event, SpawnFailed)
     failed = replace(status, reason=event.reason, exit=Exit(127))
     if event.permanent and status.wanted is not Wanted.STOP:
-        return _enter(failed, Phase.FAILED, pid=None), ()
+        return _fail(failed, moment)
     return _ended(failed, moment)
 
 
@@ -384,8 +419,9 @@ def _want_stopping(status: Status, event: Event, moment: Moment) -> Outcome:
     return _want(status, event, moment) if told else _stop(status, event, moment)
 
 
-def _want_run(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    return replace(status, wanted=Wanted.RESTART), ()
+def _want_run(status: Status, event: Event, moment: Moment) -> Outcome:
+    later = moment.policy.scheduled and event != Start(now=True)
+    return replace(status, wanted=Wanted.RUN if later else Wanted.RESTART), ()
 
 
 def _want_run_after_all(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -487,6 +523,8 @@ def _succeeded(status: Status) -> bool:
 def _is_to_start_again(status: Status, policy: Policy) -> bool:
     if status.wanted is not Wanted.RUN:
         return status.wanted is Wanted.RESTART
+    if policy.scheduled:
+        return False
     return policy.restart == "always" or (policy.restart != "never" and not _succeeded(status))
 
 
@@ -497,6 +535,8 @@ def _ended(status: Status, moment: Moment) -> Outcome:
         return _enter(gone, Phase.STOPPED), ()
     if status.wanted is Wanted.RESTART:
         return _spawn(replace(gone, wanted=Wanted.RUN, restarts=status.restarts + 1, reason=""))
+    if moment.policy.scheduled:
+        return _enter(gone, Phase.SCHEDULED, reason="" if _succeeded(status) else status.reason), ()
     if not _is_to_start_again(status, moment.policy):
         return _enter(gone, Phase.COMPLETED if _succeeded(status) else Phase.FAILED), ()
     return _again(gone, moment)
@@ -531,7 +571,9 @@ _BETWEEN: Mapping[type[Event], Handler] = {
     Stop: _stopped,
     Kill: _stopped,
 }
+_RUNS: Mapping[type[Event], Handler] = {Due: _not_started_twice}
 _LIVE: Mapping[type[Event], Handler] = {
+    **_RUNS,
     Exited: _exited,
     Stop: _stop,
     Restart: _stop,
@@ -541,13 +583,22 @@ _LIVE: Mapping[type[Event], Handler] = {
 }
 TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
     {
+        Phase.SCHEDULED: {
+            Due: _due,
+            Start: _start_before_time,
+            Revised: _revised_schedule,
+            Stop: _stopped,
+            Kill: _stopped,
+        },
         Phase.WAITING: {
+            **_RUNS,
             DependenciesMet: _dependencies_met,
             DependencyFailed: _dependency_failed,
             Stop: _stopped,
             Kill: _stopped,
         },
         Phase.SPAWNING: {
+            **_RUNS,
             Spawned: _spawned,
             SpawnFailed: _spawn_failed,
             Start: _want_run_after_all,
@@ -572,6 +623,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             TimerFired: _ready_hook_timeout,
         },
         Phase.STOPPING: {
+            **_RUNS,
             Exited: _exited,
             Said: _says,
             TimeoutExtended: _extend_stop,
@@ -582,6 +634,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Kill: _kill,
         },
         Phase.KILLING: {
+            **_RUNS,
             Exited: _exited,
             Start: _want_run,
             Stop: _want,
@@ -589,6 +642,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Kill: _want_killed,
         },
         Phase.ENDING: {
+            **_RUNS,
             SessionEnded: _session_ended,
             TimerFired: _session_timeout,
             Start: _want_run,
@@ -597,6 +651,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Kill: _kill_session,
         },
         Phase.CLEANING: {
+            **_RUNS,
             HookEnded: _hook_ended,
             TimerFired: _exit_hook_timeout,
             Start: _want_run,

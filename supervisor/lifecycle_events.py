@@ -12,6 +12,7 @@ __all__ = [
     "Action",
     "DependenciesMet",
     "DependencyFailed",
+    "Due",
     "EndHook",
     "EndSession",
     "Event",
@@ -82,7 +83,9 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Somebody wants it to run."""
+    """Somebody wants it to run; one that has a schedule at its times, or `now` too."""
+
+    now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,11 @@ class Kill:
     """Somebody wants it gone now."""
 
     reason: str = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """It is one of the times of its schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +218,7 @@ Event = (
     | Restart
     | Revised
     | Kill
+    | Due
     | DependenciesMet
     | DependencyFailed
     | Spawned

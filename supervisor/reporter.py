@@ -56,6 +56,10 @@ class Reporter:
         if before.ready and not after.ready and isinstance(event, events.ProbeFailed):
             self._timeline.add("not-ready", name, f"{name} is not ready: {event.reason}")
             self._journal.warning(f"{name} is not ready: {event.reason}")
+        if after.skipped > before.skipped:
+            message = f"{name} does not run at this time: its last run has not ended"
+            self._timeline.add("skipped", name, message)
+            self._journal.warning(message)
         restarted = after.restarts > before.restarts and after.phase is Phase.SPAWNING
         if after.phase is not before.phase or restarted:
             self._phase_entered(name, before, after, now)
@@ -73,11 +77,13 @@ class Reporter:
                 self._retry(name, after, now)
                 if not before.looping:
                     self._show_last_lines(name)
-            case Phase.FAILED:
+            case Phase.SCHEDULED if before.final:
+                pass  # it waits for its first time
+            case Phase.FAILED | Phase.SCHEDULED if after.reason:
                 self._timeline.add("failed", name, f"{name} failed: {after.reason}")
                 self._journal.error(f"{name} failed: {after.reason}")
                 self._show_last_lines(name)
-            case Phase.COMPLETED:
+            case Phase.COMPLETED | Phase.SCHEDULED:
                 self._timeline.add("completed", name, f"{name} completed")
                 self._journal.info(f"{name} completed")
             case Phase.STOPPED if before.pid is not None or before.phase is Phase.CLEANING:

@@ -29,7 +29,7 @@ from meshrun.supervisor import (
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.access import Access, Entries
 from meshrun.supervisor.bell import Bell
-from meshrun.supervisor.configuration.model import Dependency
+from meshrun.supervisor.configuration.model import Dependency, Schedule
 from meshrun.supervisor.controlplane import ControlPlane
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError, StoppingError, UnknownNameError
@@ -50,6 +50,7 @@ from meshrun.supervisor.runner import Runner
 from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.timetable import Timetable
 
 __all__ = [
     "KILL_S",
@@ -116,9 +117,11 @@ class Run:
             self._new_session,
             self._app_changed,
             self._added,
+            self._updated,
             self._removed,
         )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
+        self.timetable = Timetable(self.apps, self._schedule_of)
         self._run_file_due: asyncio.Handle | None = None
         self._known: dict[str, runfile.Recorded] = {}
         self._since: dict[str, float] = {}
@@ -232,6 +235,7 @@ class Run:
         if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
             self._since[instance.name] = time.time()
         self.dependants.changed(instance.name, before, after)
+        self.timetable.changed(instance.name, before, after)
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._known.pop(instance.name, None)
@@ -249,9 +253,13 @@ class Run:
     def _added(self, name: str) -> None:
         self._since[name] = time.time()
 
+    def _updated(self) -> None:
+        self.timetable.look()
+
     def _removed(self, name: str) -> None:
         self._since.pop(name, None)
         self.dependants.forget(name)
+        self.timetable.forget(name)
         self.logs.forget(name)
         if self.prepared.cgroup is not None:
             cgroup.remove(self.prepared.cgroup / app_folder(name))
@@ -267,6 +275,7 @@ class Run:
         """Draw the consequences of a change for everybody else."""
         self._tell_who_is_ready()
         self.dependants.look(restart=not self.stopping)
+        self.timetable.look()
         self.bell.ring()
 
     def _tell_who_is_ready(self) -> None:
@@ -276,6 +285,10 @@ class Run:
     def _depends_on(self, name: str) -> Mapping[str, Dependency]:
         app = self.plan.by_name[name].app
         return app.depends_on if app is not None else {}
+
+    def _schedule_of(self, name: str) -> Schedule | None:
+        app = self.plan.by_name[name].app
+        return app.every if app is not None else None
 
     def _statuses(self, service: str) -> Mapping[str, Status]:
         return {other.name: self._dependency_status(other) for other in self.plan.of(service)}
@@ -292,11 +305,21 @@ class Run:
             return self.externals.reason(name)
         if app.status.phase is Phase.WAITING:
             return f"waits for {', '.join(self.dependants.verdict(name).waiting_for)}"
+        if app.status.phase is Phase.SCHEDULED:
+            return self._between_runs(name, app.status)
         if app.status.phase is Phase.CLEANING:
             return f"has ended ({app.status.reason}), its on_exit hook runs"
         if app.status.ready and self.control.is_withdrawn(name):
             return "gets no calls any more: it is to be stopped"
+        if app.policy.scheduled and app.status.ready:
+            return self.timetable.describe(name)
         return app.status.reason
+
+    def _between_runs(self, name: str, status: Status) -> str:
+        said = self.timetable.describe(name)
+        if status.reason:
+            return f"{said}; the last one failed: {status.reason}"
+        return said if status.exit is None else f"{said}; the last one completed"
 
     def unmet(self, name: str) -> list[str]:
         """Say where the instances are that an instance waits for, and what their probes say."""
@@ -427,10 +450,13 @@ class Run:
         return [name for name in self.resolve(names) if name in self.apps]
 
     async def start_apps(self, names: Iterable[str]) -> list[str]:
-        """Start apps that do not run; returns once each has been started or waits for others."""
+        """Start apps that do not run; returns once each has been started or waits for others.
+
+        One that has a schedule runs now, and then at its times.
+        """
         chosen = self._startable(names)
         for name in chosen:
-            self.apps[name].feed(events.Start())
+            self.apps[name].feed(events.Start(now=True))
         self._changed()
         await self.bell.until(
             lambda: all(
@@ -454,9 +480,14 @@ class Run:
         """Restart apps, dependencies first, each service one instance after the other.
 
         Returns those that were chosen, and of them those that were left alone, since another of
-        their service did not come back.
+        their service did not come back. What only waits for its time has nothing to restart.
         """
-        kept = await self._reloading.restart(chosen := self._startable(names))
+        chosen = [
+            name
+            for name in self._startable(names)
+            if self.apps[name].status.phase is not Phase.SCHEDULED
+        ]
+        kept = await self._reloading.restart(chosen)
         return [name for name in chosen if name in self.apps], kept
 
     async def reload(self, *, dry_run: bool) -> list[Step]:
@@ -509,8 +540,9 @@ class Run:
 
     def _settled(self, instance: Instance) -> bool:
         app = self.apps.get(instance.name)
-        completed = app is not None and app.status.phase is Phase.COMPLETED
-        return completed or self.is_ready(instance)
+        if app is not None and (app.policy.scheduled or app.status.phase is Phase.COMPLETED):
+            return True
+        return self.is_ready(instance)
 
     def summary(self) -> str:
         """Say in a line for people how everything is."""

@@ -183,6 +183,11 @@ def _check_depends_on(document: Document, configuration: Configuration, app: App
                 )
         elif name not in configuration.apps:
             document.report_value(path, _unknown(name, configuration))
+        elif configuration.apps[name].every is not None:
+            document.report_value(
+                path,
+                f"{name} runs at times, and cannot be waited for: apps.{name}.every is set",
+            )
         elif configuration.apps[name].restart == "always" and condition in _AT_THE_END:
             document.report_value(
                 (*path, "condition"),

@@ -9,22 +9,28 @@ import itertools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 
 from support.virtual import VirtualLoop
 
 from meshrun.supervisor import lifecycle_events as events
-from meshrun.supervisor.configuration.model import Dependency, HookName
+from meshrun.supervisor.configuration.model import Dependency, HookName, Interval
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import Process
-from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle import Phase, Policy, Status, Wanted
 from meshrun.supervisor.lifecycle_events import Event, Exit
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.runner import Feed, NotExecutableError, Runner, Which
+from meshrun.supervisor.timetable import Timetable
 
 __all__ = ["Luck", "Simulation"]
 
 REAPED_S = 0.01
+# How often those run that have a schedule.
+EVERY_S = 7.0
+# How soon it is seen that the clock was set.
+LOOK_S = 60.0
 TIMED = (Phase.STARTING, Phase.STOPPING, Phase.CLEANING, Phase.BACKOFF, Phase.CRASH_LOOP)
 MOST_INSTANCES = 3
 
@@ -244,11 +250,20 @@ class Simulation:
     runners: dict[str, Runner] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     stopping: bool = False
+    # How far the wall clock is ahead of the loop's.
+    ahead_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.pids = itertools.count(1)
         self.dependants = Dependants(
             self.runners, lambda name: self.depends_on[_service(name)], self._statuses
+        )
+        self.timetable = Timetable(
+            self.runners,
+            self._schedule_of,
+            lambda: self.loop.time() + self.ahead_s,
+            lambda: UTC,
+            longest_timer_s=LOOK_S,
         )
         for service in self.policies:
             self.add(service)
@@ -260,6 +275,9 @@ class Simulation:
 
     def _statuses(self, service: str) -> Mapping[str, Status]:
         return {n: r.status for n, r in self.runners.items() if _service(n) == service}
+
+    def _schedule_of(self, name: str) -> Interval | None:
+        return Interval(EVERY_S) if self.runners[name].policy.scheduled else None
 
     def of(self, service: str) -> list[_App]:
         """Return the instances of a service."""
@@ -295,7 +313,13 @@ class Simulation:
             self.must(not early, f"a timer of {runner.name} fired early")
         self._check(runner.name, after)
         self.dependants.changed(runner.name, before, after)
+        self.timetable.changed(runner.name, before, after)
+        self.look()
+
+    def look(self) -> None:
+        """Draw the consequences of a change."""
         self.dependants.look(restart=not self.stopping)
+        self.timetable.look()
 
     def _check(self, name: str, status: Status) -> None:
         now = self.loop.time()
@@ -315,6 +339,13 @@ class Simulation:
         found = []
         for name, runner in self.runners.items():
             status = runner.status
+            wanted = runner.policy.scheduled and status.wanted is not Wanted.STOP
+            next_at = self.timetable.next_at(name)
+            if (next_at is not None) != wanted:
+                found.append(f"{name}, {status}, is due at {next_at}")
+            in_s = 0.0 if next_at is None else next_at - self.loop.time() - self.ahead_s
+            if not -1e-6 <= in_s <= EVERY_S + 1e-6:
+                found.append(f"{name} is due in {in_s} s")
             if status.phase is not Phase.WAITING:
                 continue
             verdict = self.dependants.verdict(name)

@@ -26,6 +26,7 @@ policies = st.builds(
     stop_timeout_s=st.sampled_from([0.5, 5.0]),
     has_ready=st.booleans(),
     has_alive=st.booleans(),
+    scheduled=st.sampled_from([False, False, True]),
     has_on_ready=st.booleans(),
     has_on_exit=st.booleans(),
     hook_timeout_s=st.sampled_from([0.2, 10.0]),
@@ -50,6 +51,7 @@ HAPPENINGS = (
     *("start", "stop", "restart", "kill", "scale up", "scale down"),
     *("ends well", "crashes", "is ready", "is ready", "is not ready", "is not alive"),
     *("says that it stops", "asks for time", "says", "the clock jumps"),
+    *("start now", "the clock is set", "the clock is set back"),
 )
 happenings = st.tuples(
     st.sampled_from(HAPPENINGS),
@@ -78,6 +80,8 @@ def happen(world: Simulation, what: str, service: str, number: int) -> None:
     match what:
         case "start":
             app.command(events.Start())
+        case "start now":
+            app.command(events.Start(now=True))
         case "stop":
             app.command(events.Stop())
         case "restart":
@@ -106,7 +110,11 @@ def happen(world: Simulation, what: str, service: str, number: int) -> None:
             app.says(events.Said("loading"))
         case "the clock jumps":
             world.loop.now += 3600.0
-    world.dependants.look(restart=True)
+        case "the clock is set":
+            world.ahead_s += 5000.0
+        case "the clock is set back":
+            world.ahead_s -= 5000.0
+    world.look()
 
 
 async def live(world: Simulation, history: History) -> None:
@@ -115,7 +123,7 @@ async def live(world: Simulation, history: History) -> None:
     world.loop.set_exception_handler(lambda _loop, context: problems.append(str(context)))
     for app in world.apps.values():
         app.command(events.Start())
-    world.dependants.look(restart=True)
+    world.look()
     for service, number, episode in history:
         for what, pause_s in episode:
             happen(world, what, service, number)

@@ -10,11 +10,12 @@ from support.sampling import HISTORIES
 
 from meshrun.supervisor import backoff, lifecycle
 from meshrun.supervisor.configuration.model import HookName, RestartPolicy
-from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle import Phase, Policy, Status, Wanted
 from meshrun.supervisor.lifecycle_events import (
     Action,
     DependenciesMet,
     DependencyFailed,
+    Due,
     EndHook,
     EndSession,
     Event,
@@ -470,6 +471,86 @@ def test_what_was_not_ready_in_time_or_did_not_end_has_its_hook() -> None:
     assert life.tell(Exited(Exit(None, 9)), SessionEnded()).phase() is Phase.CLEANING
 
 
+SCHEDULED = Policy(scheduled=True, restart="never")
+
+
+def ran(*, exit_: Exit, policy: Policy = SCHEDULED) -> Life:
+    """One run of an app that has a schedule."""
+    life = Life(policy).tell(Start(), Due(), DependenciesMet(), Spawned(7), Exited(exit_))
+    return life.tell(SessionEnded())
+
+
+def test_one_that_has_a_schedule_waits_for_its_time_and_then_for_its_dependencies() -> None:
+    life = Life(SCHEDULED).tell(Start())
+    assert (life.phase(), life.phase().shown, life.todo()) == (Phase.SCHEDULED, "waiting", ())
+    assert life.tell(DependenciesMet()).phase() is Phase.SCHEDULED
+    assert life.tell(Due()).phase() is Phase.WAITING
+    assert life.tell(DependenciesMet()).todo() == (Spawn(),)
+
+
+def test_how_a_run_ended_is_known_until_the_next_begins_and_is_no_reason_to_start_again() -> None:
+    life = ran(exit_=Exit(0))
+    assert (life.phase(), life.status.exit, life.status.reason) == (Phase.SCHEDULED, Exit(0), "")
+    life = ran(exit_=Exit(3), policy=Policy(scheduled=True, restart="always"))
+    assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "exit code 3")
+    life.tell(Due())
+    assert (life.phase(), life.status.exit, life.status.reason) == (Phase.WAITING, None, "")
+
+
+def test_a_run_that_cannot_even_be_started_waits_for_the_next_time() -> None:
+    life = Life(SCHEDULED).tell(Start(), Due(), DependencyFailed("db has failed", "db.1 failed"))
+    assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "db has failed")
+    for permanent in (True, False):
+        life.tell(Due(), DependenciesMet(), SpawnFailed("cannot", permanent=permanent))
+        assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "cannot")
+
+
+def test_a_time_at_which_it_still_runs_is_counted_and_starts_nothing() -> None:
+    life = Life(SCHEDULED).tell(Start(), Due(), DependenciesMet(), Spawned(7), Due(), Due())
+    assert (life.phase(), life.status.skipped, life.todo()) == (Phase.RUNNING, 2, ())
+    assert life.tell(Stop(), Due()).status.skipped == 2, "it is not wanted any more"
+
+
+def test_a_start_runs_it_now_and_a_stop_ends_its_schedule() -> None:
+    assert Life(SCHEDULED).tell(Start(now=True)).phase() is Phase.WAITING
+    life = Life(SCHEDULED).tell(Start(), Start())
+    assert life.phase() is Phase.SCHEDULED
+    assert life.tell(Start(now=True)).phase() is Phase.WAITING
+    life = Life(SCHEDULED).tell(Start(), Stop())
+    assert life.phase() is Phase.STOPPED
+    assert life.tell(Due()).phase() is Phase.STOPPED
+    assert life.tell(Restart()).phase() is Phase.SCHEDULED
+
+
+@pytest.mark.parametrize(
+    ("command", "phase"),
+    [
+        (Start(), Phase.SCHEDULED),
+        (Start(now=True), Phase.SPAWNING),
+        (Restart(), Phase.SPAWNING),
+    ],
+)
+def test_what_follows_the_end_of_a_run_that_was_to_stop_is_what_was_wanted_last(
+    command: Event, phase: Phase
+) -> None:
+    life = Life(SCHEDULED).tell(Start(now=True), DependenciesMet(), Spawned(7), Stop(), command)
+    assert life.tell(Exited(Exit(0)), SessionEnded()).phase() is phase
+
+
+def test_the_hook_of_a_run_is_told_that_it_is_not_started_again() -> None:
+    life = Life(Policy(scheduled=True, has_on_exit=True)).tell(Start(now=True), DependenciesMet())
+    life.tell(Spawned(7), Exited(Exit(1)), SessionEnded())
+    assert RunHook("on_exit", Exit(1), again=False) in life.todo()
+    assert life.tell(HookEnded("on_exit")).phase() is Phase.SCHEDULED
+
+
+def test_one_that_has_no_schedule_any_more_is_kept_running() -> None:
+    life = Life(SCHEDULED).tell(Start())
+    assert life.tell(Revised()).phase() is Phase.SCHEDULED
+    life.policy = PLAIN
+    assert life.tell(Revised()).phase() is Phase.WAITING
+
+
 def test_nothing_starts_before_the_rest_of_the_session_is_gone() -> None:
     life = Life().started().tell(Exited(Exit(1)))
     assert life.phase() is Phase.ENDING
@@ -663,6 +744,9 @@ class World:
         assert self.asked == self._to_ask(), "the wrong probes are asked"
         has_timer = self.timer is not None and self.timer.number == status.number
         match status.phase:
+            case Phase.SCHEDULED:
+                assert status.wanted is Wanted.RUN
+                assert not any((self.alive, self.spawning, self.session, self.hooks))
             case Phase.SPAWNING:
                 assert self.spawning
             case Phase.STARTING | Phase.STOPPING | Phase.BACKOFF | Phase.CRASH_LOOP:
@@ -702,6 +786,8 @@ class World:
             possible.append("timer")
         if self.old_timers:
             possible.append("old timer")
+        if self.life.policy.scheduled:
+            possible.append("due")
         if self.life.phase() is Phase.WAITING:
             possible += ["dependencies met", "dependency fails"]
         return possible
@@ -747,6 +833,11 @@ class World:
                 else:
                     self.hooks.remove("on_ready")
                 self.feed(HookEnded("on_ready"))
+            case "due":
+                before = self.life.status
+                self.feed(Due())
+                begins = before.phase is Phase.SCHEDULED
+                assert (self.life.status.number != before.number) == begins
             case "dependencies met":
                 self.feed(DependenciesMet())
             case "dependency fails":
@@ -786,8 +877,17 @@ policies = st.builds(
     has_alive=st.booleans(),
     has_on_ready=st.booleans(),
     has_on_exit=st.booleans(),
+    scheduled=st.booleans(),
 )
-COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Revised(), Kill())
+COMMANDS: tuple[Event, ...] = (
+    Start(),
+    Start(),
+    Start(now=True),
+    Stop(),
+    Restart(),
+    Revised(),
+    Kill(),
+)
 
 
 @settings(max_examples=HISTORIES)
