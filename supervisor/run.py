@@ -452,11 +452,12 @@ class Run:
     async def start_apps(self, names: Iterable[str]) -> list[str]:
         """Start apps that do not run; returns once each has been started or waits for others.
 
-        One that has a schedule runs now, and then at its times.
+        One that has a schedule runs now if it was named, and then at its times.
         """
-        chosen = self._startable(names)
+        named = list(names)
+        chosen = self._startable(named)
         for name in chosen:
-            self.apps[name].feed(events.Start(now=True))
+            self.apps[name].feed(events.Start(now=bool(named)))
         self._changed()
         await self.bell.until(
             lambda: all(
