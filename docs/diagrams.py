@@ -20,9 +20,12 @@ END = "<!-- drawn by docs/diagrams.py: end -->\n"
 
 EVENTS: tuple[Event, ...] = (
     events.Start(),
+    events.Start(now=True),
     events.Restart(),
     events.Stop(),
     events.Kill(),
+    events.Due(),
+    events.Revised(),
     events.DependenciesMet(),
     events.DependencyFailed("a dependency failed"),
     events.Spawned(pid=1),
@@ -36,6 +39,7 @@ EVENTS: tuple[Event, ...] = (
     events.TimeoutExtended(by_s=10.0),
     events.Exited(Exit(0)),
     events.SessionEnded(),
+    events.HookEnded("on_exit"),
     events.TimerFired(number=0),
 )
 RESTARTS: tuple[RestartPolicy, ...] = ("never", "on-failure", "always")
@@ -58,8 +62,15 @@ def statuses(phase: Phase) -> Iterator[Status]:
 
 def policies() -> Iterator[Policy]:
     """Every policy that decides what comes next."""
-    for restart, has_ready in product(RESTARTS, (False, True)):
-        yield Policy(restart=restart, has_ready=has_ready)
+    either = (False, True)
+    for restart, scheduled, has_ready, hooks in product(RESTARTS, either, either, either):
+        yield Policy(
+            restart=restart,
+            scheduled=scheduled,
+            has_ready=has_ready,
+            has_on_ready=hooks,
+            has_on_exit=hooks,
+        )
 
 
 def edges() -> Edges:

@@ -7,16 +7,17 @@ A run is made in this order, each step handing values to the next:
              -> `preparation` (state folder, ports, root, `plan`; nothing is started yet)
              -> `supervise` (signals, `api`, exit code) -> `run`
 
-- `run` has the decisions that concern more than one instance: who may start (`dependants`), who
-  takes calls, how everything ends. What runs at the moment is in the `fleet`: each instance with
-  its app, and its sidecar, whose workers `sidecars` has. Apps and workers alike are kept by a
-  `runner` each.
+- `run` has the decisions that concern more than one instance: who may start (`dependants`) and is
+  due (`timetable`), who takes calls, how everything ends. What runs at the moment is in the
+  `fleet`: each instance with its app, and its sidecar, whose workers `sidecars` has. Apps and
+  workers alike are kept by a `runner` each.
 - `reloading` makes a new plan while a run goes on (a changed file, another number of instances),
   `difference` says what that means for each instance, `rollout` does it without a failed call.
 - `watching` hears of changed files and has apps restarted for them, by `reloading` as well.
 - `runner` drives one state machine, `lifecycle`, which is a pure table: events go in, actions come
   out. What is particular to an app or a worker is in its body (`bodies`), which asks the launcher
-  for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out.
+  for processes through `launching`, in the words of `spawning`. How an app is, `probes` find out;
+  `hooks` run beside it.
 - `launcher` is another process: it forks (`child`), reaps, and ends the run if the supervisor dies.
   `sessions` finds and ends what belongs to one instance, `leftovers` what a killed run has left;
   `blocking` says what keeps a run from ending.

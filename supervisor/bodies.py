@@ -24,8 +24,10 @@ from meshrun.supervisor.configuration.model import (
 )
 from meshrun.supervisor.confinement import Confinement
 from meshrun.supervisor.execution import execute
+from meshrun.supervisor.hooks import Hooks, OnHook, variables
 from meshrun.supervisor.launching import Launcher, Process
 from meshrun.supervisor.lifecycle import Policy
+from meshrun.supervisor.lifecycle_events import EndHook, HookEnded, RunHook
 from meshrun.supervisor.lines import STREAMS, Stream
 from meshrun.supervisor.listeners import HOST
 from meshrun.supervisor.machine import credentials_of, credentials_of_sidecars
@@ -36,6 +38,7 @@ from meshrun.supervisor.probes.connections import asker
 from meshrun.supervisor.probes.listening import Listening
 from meshrun.supervisor.probes.pulse import Awaiting, Heartbeat
 from meshrun.supervisor.probes.tally import Liveness, Readiness
+from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.runner import Feed, Probing, Which
 from meshrun.supervisor.spawning import AppSpec, SidecarSpec
 from meshrun.supervisor.statedir import StateDir
@@ -52,10 +55,14 @@ def app_policy(app: App) -> Policy:
     probes = [probe for probe in (app.ready, app.alive) if probe is not None]
     return Policy(
         restart=app.restart,
+        scheduled=app.every is not None,
         stop_signal=app.stop.signal,
         stop_timeout_s=app.stop.timeout_s,
         has_ready=app.ready is not None,
         has_alive=app.alive is not None,
+        has_on_ready=bool(app.hooks.on_ready),
+        has_on_exit=bool(app.hooks.on_exit),
+        hook_timeout_s=app.hooks.timeout_s,
         notifies=any(isinstance(probe.check, NotifyCheck) for probe in probes),
         ready_deadline_s=app.ready.deadline_s if app.ready else 60.0,
     )
@@ -65,8 +72,8 @@ class AppBody:
     """An app: executed with its environment, its output taken line by line, its probes asked.
 
     `instance` may be replaced: what is started and asked next is that. `on_held` is told of whom it
-    has left its output to. `restarts` says how often it has been started again, `window` gives its
-    terminal a size.
+    has left its output to, `on_hook` of how a hook went. `restarts` says how often it has been
+    started again, `window` gives its terminal a size.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class AppBody:
         state: StateDir,
         on_output: OnOutput,
         on_held: Callable[[str, str], None],
+        on_hook: OnHook,
         restarts: Callable[[], int],
         window: Window,
     ) -> None:
@@ -91,6 +99,7 @@ class AppBody:
         self._window = window
         self._listening: Listening | None = None
         self.output = Output()
+        self.hooks = Hooks(lambda hook, problem: on_hook(self.instance.name, hook, problem))
 
     async def spawn(self) -> Process:
         """Start it; returns once the program itself runs."""
@@ -208,6 +217,42 @@ class AppBody:
             case LogCheck() | NotifyCheck():
                 raise AssertionError("what an app says is not asked for")
 
+    def run_hook(self, order: RunHook, feed: Feed) -> None:
+        """Run a command as the app itself, with its output in the app's."""
+        name, hook = self.instance.name, order.hook
+        mark = f"[{hook}] ".encode()
+        spec = msgspec.structs.replace(
+            self.spec(variables(order)),
+            name=f"{name} {hook}",
+            argv=_words(self.instance.hooks.of(hook)),
+            terminal=False,
+        )
+        restarts = self._restarts()
+
+        def write(lines: list[bytes]) -> None:
+            self._on_output(name, "stdout", [mark + line for line in lines], restarts)
+
+        command = Command(self._launcher, spec, write)
+        self.hooks.run(hook, command, partial(feed, HookEnded(hook)))
+
+    def end_hook(self, order: EndHook) -> None:
+        """Send a signal to a hook."""
+        self.hooks.end(order)
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return the processes of the hooks that run."""
+        return self.hooks.members()
+
+    def pause_output(self) -> None:
+        """Let all of it wait with what it writes."""
+        self.output.pause()
+        self.hooks.pause()
+
+    def resume_output(self) -> None:
+        """Take the output again."""
+        self.output.resume()
+        self.hooks.resume()
+
 
 def _words(argv: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple(os.fsencode(word) for word in argv)
@@ -272,3 +317,13 @@ class SidecarBody:
     def probe(self, _which: Which, _feed: Feed) -> Probing | None:
         """Ask nothing: a sidecar says itself when it serves."""
         return None
+
+    def run_hook(self, _order: RunHook, _feed: Feed) -> None:
+        """Run nothing: a sidecar has no hooks."""
+
+    def end_hook(self, _order: EndHook) -> None:
+        """End nothing."""
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return nothing."""
+        return []

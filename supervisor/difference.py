@@ -23,13 +23,24 @@ from meshrun.supervisor.plan import Instance, Plan, held
 __all__ = ["Change", "Difference", "applied", "difference"]
 
 # What an app says that concerns how it is kept: taken over while it runs.
-_KEPT_BY = ("restart", "stop", "depends_on", "watch")
+_KEPT_BY = ("restart", "every", "stop", "depends_on", "watch")
 # What it says that concerns its sidecar.
 _MESH = ("connect_timeout_s", "max_connections", "idle_timeout_s")
 # What is in the instance in its final form, or concerns no single instance. Any other key, also one
 # that comes later, is taken for something that the process is started with.
 _ELSEWHERE = (
-    *("name", "line", "instances", "workers", "upstreams", "protocol", "ready", "alive", "port"),
+    *(
+        "name",
+        "line",
+        "instances",
+        "workers",
+        "upstreams",
+        "protocol",
+        "ready",
+        "alive",
+        "hooks",
+        "port",
+    ),
     *("command", "shell", "expand", "cwd", "env", "env_file"),
 )
 
@@ -126,12 +137,13 @@ def _change(old: Instance, new: Instance) -> Change:
     ]
     said = tuple(key for key, before, after in probes if _is_said(before) or _is_said(after))
     asked = tuple(key for key, _, _ in probes if key not in said)
+    hooks = ("hooks",) if old.hooks != new.hooks else ()
     return Change(
         old=old,
         new=new,
         process=(*_process(old, new), *said),
         sidecar=tuple(_sidecar(old, new)),
-        supervision=(*_app_keys(old.app, new.app, _KEPT_BY), *asked),
+        supervision=(*_app_keys(old.app, new.app, _KEPT_BY), *asked, *hooks),
         mesh=tuple(_told(old, new)),
     )
 
@@ -148,6 +160,9 @@ def _process(old: Instance, new: Instance) -> Iterator[str]:
         yield "command"
     if old.cwd != new.cwd:
         yield "cwd"
+    # What is kept running and what runs at times are two kinds of app.
+    if (old.app.every is None) != (new.app.every is None):
+        yield "every"
     yield from _variables(old.environment or {}, new.environment or {})
     others = tuple(f.name for f in fields(App) if f.name not in (*_ELSEWHERE, *_KEPT_BY, *_MESH))
     yield from _app_keys(old.app, new.app, others)

@@ -8,8 +8,10 @@ from meshrun.supervisor.configuration.model import Protocol
 from meshrun.supervisor.sdnotify import VARIABLES as KEEPER
 
 __all__ = [
+    "HOOK_VARIABLES",
     "UpstreamAddress",
     "effective",
+    "hook_variables",
     "injected",
     "notify_variables",
     "upstream_variables",
@@ -18,6 +20,14 @@ __all__ = [
 ]
 
 _OTHER = re.compile(r"[^A-Z0-9]")
+HOOK_VARIABLES = (
+    "MESHRUN_HOOK",
+    "MESHRUN_EXIT_CODE",
+    "MESHRUN_EXIT_SIGNAL",
+    "MESHRUN_WILL_RESTART",
+)
+"""All that a hook may find in its environment beside what its app does."""
+
 _RUN_ID = "MESHRUN_RUN_ID"
 _UNBUFFERED = "PYTHONUNBUFFERED"
 # What every terminal that one looks at today can do.
@@ -87,6 +97,16 @@ def notify_variables(address: str, keep_alive_s: float | None) -> dict[str, str]
     return values
 
 
+def hook_variables(
+    hook: str, code: int | None, signal_name: str | None, restarts: bool | None
+) -> dict[str, str]:
+    """Return what is told to a hook; of how its app ended, only what there is to tell."""
+    will_restart = None if restarts is None else "yes" if restarts else "no"
+    values = (hook, None if code is None else str(code), signal_name, will_restart)
+    told = zip(HOOK_VARIABLES, values, strict=True)
+    return {name: value for name, value in told if value is not None}
+
+
 def effective(
     caller: Mapping[str, str],
     env_file: Mapping[str, str],
@@ -99,9 +119,11 @@ def effective(
 
     With an empty `env` this is what `${NAME}` is looked up in. The caller's PORT and run marker
     are never handed on: a port is given only to an app that has one, and a mesh started inside
-    another one is not part of it. Nor is the socket on which the caller speaks to its own keeper.
+    another one is not part of it. Nor is the socket on which the caller speaks to its own keeper,
+    or what it was told as a hook.
     """
-    handed_on = {name: value for name, value in caller.items() if name not in KEEPER}
+    own = (*KEEPER, *HOOK_VARIABLES)
+    handed_on = {name: value for name, value in caller.items() if name not in own}
     values = {**handed_on, **env_file, **env, **injected}
     for name in ("PORT", _RUN_ID):
         if name not in injected:

@@ -79,7 +79,6 @@ class Fleet:
         before = self.plan.by_name[instance.name]
         self.plan = self.plan.having(instance)
         self._control.update(instance)
-        self._on_updated(instance.name)
         if new_sidecar:
             self._sidecars.remove(instance.name)
             self._sidecars.add(instance)
@@ -89,6 +88,7 @@ class Fleet:
         self._bodies[instance.name].instance = instance
         asks_anew = (before.ready, before.alive) != (instance.ready, instance.alive)
         self.apps[instance.name].revise(app_policy(instance.app), asks_anew=asks_anew)
+        self._on_updated(instance.name)
 
     def remove(self, name: str) -> None:
         """Forget an instance: its app and its sidecar have ended."""
@@ -113,13 +113,13 @@ class Fleet:
     def pause_output(self) -> None:
         """Let the apps wait with what they write."""
         for body in self._bodies.values():
-            body.output.pause()
+            body.pause_output()
         self._sidecars.pause_output()
 
     def resume_output(self) -> None:
         """Take the apps' output again."""
         for body in self._bodies.values():
-            body.output.resume()
+            body.resume_output()
         self._sidecars.resume_output()
 
     def finish_output(self) -> None:

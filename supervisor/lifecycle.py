@@ -23,10 +23,13 @@ from meshrun.supervisor.lifecycle_events import (
     Action,
     DependenciesMet,
     DependencyFailed,
+    Due,
+    EndHook,
     EndSession,
     Event,
     Exit,
     Exited,
+    HookEnded,
     Kill,
     LivenessLost,
     ProbeFailed,
@@ -34,6 +37,7 @@ from meshrun.supervisor.lifecycle_events import (
     Probing,
     Restart,
     Revised,
+    RunHook,
     Said,
     SendSignal,
     SessionEnded,
@@ -54,6 +58,7 @@ __all__ = ["ALIVE", "FINAL", "TRANSITIONS", "Phase", "Policy", "Status", "Wanted
 class Phase(enum.Enum):
     """Where a process is in its life."""
 
+    SCHEDULED = enum.auto()  # between two runs, for the next time of its schedule
     WAITING = enum.auto()  # for its dependencies
     SPAWNING = enum.auto()  # the launcher was asked; no process id yet
     STARTING = enum.auto()  # it lives and has a probe that has not succeeded yet
@@ -61,6 +66,7 @@ class Phase(enum.Enum):
     STOPPING = enum.auto()  # asked to end, within its stop timeout
     KILLING = enum.auto()  # past the timeout, or not ready in time
     ENDING = enum.auto()  # the main process has ended, the rest of its session is being ended
+    CLEANING = enum.auto()  # nothing of it lives any more, and its on_exit hook runs
     BACKOFF = enum.auto()
     CRASH_LOOP = enum.auto()
     STOPPED = enum.auto()
@@ -73,7 +79,13 @@ class Phase(enum.Enum):
         return _SHOWN.get(self) or self.name.lower().replace("_", "-")
 
 
-_SHOWN = {Phase.SPAWNING: "starting", Phase.KILLING: "stopping", Phase.ENDING: "stopping"}
+_SHOWN = {
+    Phase.SCHEDULED: "waiting",
+    Phase.SPAWNING: "starting",
+    Phase.KILLING: "stopping",
+    Phase.ENDING: "stopping",
+    Phase.CLEANING: "stopping",
+}
 ALIVE = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING, Phase.KILLING})
 FINAL = frozenset({Phase.STOPPED, Phase.COMPLETED, Phase.FAILED})
 
@@ -94,22 +106,33 @@ class Wanted(enum.Enum):
 class Policy:
     """What the configuration says about the life of one process.
 
-    `has_ready` and `has_alive` are whether there are such probes, `notifies` whether it has a
-    socket on which it may ask for more time.
+    `has_ready` and `has_alive` are whether there are such probes, `has_on_ready` and `has_on_exit`
+    whether there are such hooks, `notifies` whether it has a socket on which it may ask for more
+    time. One that is `scheduled` is run at times, and `restart` says nothing.
     """
 
     restart: RestartPolicy = "on-failure"
+    scheduled: bool = False
     stop_signal: int = signal.SIGTERM
     stop_timeout_s: float = 5.0
     has_ready: bool = False
     has_alive: bool = False
+    has_on_ready: bool = False
+    has_on_exit: bool = False
     notifies: bool = False
     ready_deadline_s: float = 60.0
+    hook_timeout_s: float = 10.0
 
     @property
     def longest_stop_s(self) -> float:
-        """How long after the signal it is killed at the latest."""
-        return self.stop_timeout_s * (EXTENSION if self.notifies else 1.0)
+        """How long after the signal it, and then its on_exit hook, is killed at the latest."""
+        stop_s = self.stop_timeout_s * (EXTENSION if self.notifies else 1.0)
+        return stop_s + (self.last_hook_s if self.has_on_exit else 0.0)
+
+    @property
+    def last_hook_s(self) -> float:
+        """How long the on_exit hook of one that was told to stop may take."""
+        return min(self.hook_timeout_s, self.stop_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +143,11 @@ class Status:
     this one was entered, `due_at` when its timer fires. `exits` keeps the times of the last few
     exits, for the crash-loop rule. `ready_at` is when this life was first ready, `ill_at` since
     when it was not alive, `ran_well` whether the one was long before the other or its end. `kill`
-    says that it is killed once it lives, `condemned` that it is ended for its own failure: whatever
-    its exit says then, that is no success. `said` is what it says of itself, `cause` what failed
-    first where it failed because of others.
+    says that somebody wants it gone now: it is killed once it lives, and no hook follows.
+    `condemned` says that it is ended for its own failure: whatever its exit says then, that is no
+    success. `hooked` says that its on_ready hook was run in this life. `said` is what it says of
+    itself, `cause` what failed first where it failed because of others. `skipped` counts the times
+    of its schedule at which it still ran.
     """
 
     phase: Phase = Phase.STOPPED
@@ -146,6 +171,8 @@ class Status:
     ran_well: bool = False
     kill: bool = False
     condemned: bool = False
+    hooked: bool = False
+    skipped: int = 0
 
     @property
     def alive(self) -> bool:
@@ -187,13 +214,36 @@ def _timed(status: Status, at: float, *actions: Action) -> Outcome:
 
 def _spawn(status: Status) -> Outcome:
     fresh = replace(status, started_at=None, ready_at=None, ill_at=None, ran_well=False)
-    fresh = replace(fresh, kill=False, condemned=False, said="")
+    fresh = replace(fresh, kill=False, condemned=False, hooked=False, said="")
     return _enter(fresh, Phase.SPAWNING, pid=None, ready=False), (Spawn(),)
 
 
-def _start(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    fresh = _enter(status, Phase.WAITING, wanted=Wanted.RUN, reason="", attempt=0, exits=())
+def _start(status: Status, event: Event, moment: Moment) -> Outcome:
+    later = moment.policy.scheduled and event != Start(now=True)
+    return _begin(status, Phase.SCHEDULED if later else Phase.WAITING)
+
+
+def _begin(status: Status, phase: Phase) -> Outcome:
+    fresh = _enter(status, phase, wanted=Wanted.RUN, reason="", attempt=0, exits=())
     return replace(fresh, looping=False, exit=None, cause=""), ()
+
+
+def _due(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return _begin(status, Phase.WAITING)
+
+
+def _not_started_twice(status: Status, _event: Event, moment: Moment) -> Outcome:
+    skips = moment.policy.scheduled and status.wanted is not Wanted.STOP
+    return (replace(status, skipped=status.skipped + 1) if skips else status), ()
+
+
+def _start_before_time(status: Status, event: Event, _moment: Moment) -> Outcome:
+    assert isinstance(event, Start)
+    return _begin(status, Phase.WAITING) if event.now else (status, ())
+
+
+def _revised_schedule(status: Status, _event: Event, moment: Moment) -> Outcome:
+    return (status, ()) if moment.policy.scheduled else _begin(status, Phase.WAITING)
 
 
 def _start_now(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -205,9 +255,15 @@ def _dependencies_met(status: Status, _event: Event, _moment: Moment) -> Outcome
     return _spawn(replace(status, reason=""))
 
 
-def _dependency_failed(status: Status, event: Event, _moment: Moment) -> Outcome:
+def _dependency_failed(status: Status, event: Event, moment: Moment) -> Outcome:
     assert isinstance(event, DependencyFailed)
-    return _enter(status, Phase.FAILED, reason=event.reason, cause=event.cause), ()
+    return _fail(replace(status, reason=event.reason, cause=event.cause), moment)
+
+
+def _fail(status: Status, moment: Moment) -> Outcome:
+    """Let it have failed for good; one that has a schedule, until the next time."""
+    gone = replace(status, pid=None, wanted=Wanted.RUN)
+    return _enter(gone, Phase.SCHEDULED if moment.policy.scheduled else Phase.FAILED), ()
 
 
 def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
@@ -224,17 +280,21 @@ def _spawned(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _run(status: Status, moment: Moment) -> Outcome:
-    running = _enter(status, Phase.RUNNING, ready=True, ready_at=moment.now)
+    policy = moment.policy
+    hooked = policy.has_on_ready
+    running = _enter(status, Phase.RUNNING, ready=True, ready_at=moment.now, hooked=hooked)
     # Not before it is ready: one that is slow to start is not dead (its deadline sees to that).
-    alive = Probing(ready=moment.policy.has_ready, alive=True)
-    return running, (alive,) if moment.policy.has_alive else ()
+    alive = (Probing(ready=policy.has_ready, alive=True),) if policy.has_alive else ()
+    if not hooked:
+        return running, alive
+    return _timed(running, moment.now + policy.hook_timeout_s, *alive, RunHook("on_ready"))
 
 
 def _spawn_failed(status: Status, event: Event, moment: Moment) -> Outcome:
     assert isinstance(event, SpawnFailed)
     failed = replace(status, reason=event.reason, exit=Exit(127))
     if event.permanent and status.wanted is not Wanted.STOP:
-        return _enter(failed, Phase.FAILED, pid=None), ()
+        return _fail(failed, moment)
     return _ended(failed, moment)
 
 
@@ -294,6 +354,14 @@ def _not_alive(status: Status, event: Event, moment: Moment) -> Outcome:
     return _stop_alive(replace(status, condemned=True, ill_at=ill_at, reason=reason), moment)
 
 
+def _ready_hook_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return status, (EndHook("on_ready", signal.SIGKILL, _not_ended(status)),)
+
+
+def _not_ended(status: Status) -> str:
+    return f"not ended within {_allowed_s(status):g} s"
+
+
 def _stops_itself(status: Status, _event: Event, moment: Moment) -> Outcome:
     stopping = _enter(status, Phase.STOPPING, ready=False)
     return _timed(stopping, moment.now + moment.policy.stop_timeout_s, Probing())
@@ -323,7 +391,14 @@ def _extend_stop(status: Status, event: Event, moment: Moment) -> Outcome:
 def _stop_alive(status: Status, moment: Moment) -> Outcome:
     stopping = _enter(status, Phase.STOPPING, ready=False)
     at = moment.now + moment.policy.stop_timeout_s
-    return _timed(stopping, at, Probing(), SendSignal(moment.policy.stop_signal))
+    told = SendSignal(moment.policy.stop_signal)
+    return _timed(stopping, at, Probing(), *_end_hooks(status, signal.SIGTERM), told)
+
+
+def _end_hooks(status: Status, number: int) -> tuple[Action, ...]:
+    """Let the on_ready hook of this life not outlive it."""
+    reason = "ended with its instance"
+    return (EndHook("on_ready", number, reason),) if status.hooked else ()
 
 
 def _wanted(status: Status, event: Event) -> Status:
@@ -344,8 +419,9 @@ def _want_stopping(status: Status, event: Event, moment: Moment) -> Outcome:
     return _want(status, event, moment) if told else _stop(status, event, moment)
 
 
-def _want_run(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    return replace(status, wanted=Wanted.RESTART), ()
+def _want_run(status: Status, event: Event, moment: Moment) -> Outcome:
+    later = moment.policy.scheduled and event != Start(now=True)
+    return replace(status, wanted=Wanted.RUN if later else Wanted.RESTART), ()
 
 
 def _want_run_after_all(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -362,12 +438,18 @@ def _stop(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _kill(status: Status, event: Event, _moment: Moment) -> Outcome:
-    killing = _enter(_wanted(status, event), Phase.KILLING, ready=False)
+    killing = _enter(_wanted(status, event), Phase.KILLING, ready=False, kill=True)
     return killing, (Probing(), SendSignal(signal.SIGKILL))
 
 
-def _kill_session(status: Status, event: Event, _moment: Moment) -> Outcome:
-    return _wanted(status, event), (EndSession(signal.SIGKILL),)
+def _kill_session(status: Status, event: Event, moment: Moment) -> Outcome:
+    killed, _ = _want_killed(status, event, moment)
+    return killed, (EndSession(signal.SIGKILL),)
+
+
+def _kill_hook(status: Status, event: Event, moment: Moment) -> Outcome:
+    killed, _ = _want_killed(status, event, moment)
+    return killed, (EndHook("on_exit", signal.SIGKILL, killed.reason),)
 
 
 def _stopped(status: Status, event: Event, _moment: Moment) -> Outcome:
@@ -379,7 +461,7 @@ def _restart_now(status: Status, event: Event, moment: Moment) -> Outcome:
 
 
 def _stop_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
-    reason = f"not ended within {_allowed_s(status):g} s"
+    reason = _not_ended(status)
     if status.condemned:
         reason = f"{status.reason}; {reason}"
     return _enter(status, Phase.KILLING, reason=reason), (SendSignal(signal.SIGKILL),)
@@ -399,7 +481,8 @@ def _exited(status: Status, event: Event, moment: Moment) -> Outcome:
     at = moment.now + moment.policy.stop_timeout_s
     number = signal.SIGKILL if killed else moment.policy.stop_signal
     timed, (timer,) = _timed(replace(ending, ran_well=ran_well), at)
-    return timed, (Probing(), timer, EndSession(number))
+    hooks = _end_hooks(status, signal.SIGKILL)
+    return timed, (Probing(), *hooks, timer, EndSession(number))
 
 
 def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
@@ -407,7 +490,42 @@ def _session_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
 
 
 def _session_ended(status: Status, _event: Event, moment: Moment) -> Outcome:
-    return _ended(status, moment)
+    policy = moment.policy
+    if status.kill or not policy.has_on_exit:
+        return _ended(status, moment)
+    stops = status.wanted is Wanted.STOP
+    within_s = policy.last_hook_s if stops else policy.hook_timeout_s
+    hook = RunHook("on_exit", status.exit, _is_to_start_again(status, policy))
+    return _timed(_enter(status, Phase.CLEANING, pid=None), moment.now + within_s, hook)
+
+
+def _hook_ended(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert isinstance(event, HookEnded)
+    # That of on_ready, which was killed with its instance, may be heard of late.
+    return _ended(status, moment) if event.hook == "on_exit" else (status, ())
+
+
+def _exit_hook_timeout(status: Status, _event: Event, _moment: Moment) -> Outcome:
+    return status, (EndHook("on_exit", signal.SIGKILL, _not_ended(status)),)
+
+
+def _want_cleaned(status: Status, event: Event, moment: Moment) -> Outcome:
+    assert status.due_at is not None
+    wanted = _wanted(status, event)
+    at = moment.now + moment.policy.last_hook_s
+    return _timed(wanted, at) if at < status.due_at else (wanted, ())
+
+
+def _succeeded(status: Status) -> bool:
+    return status.exit is not None and status.exit.ok and not status.condemned
+
+
+def _is_to_start_again(status: Status, policy: Policy) -> bool:
+    if status.wanted is not Wanted.RUN:
+        return status.wanted is Wanted.RESTART
+    if policy.scheduled:
+        return False
+    return policy.restart == "always" or (policy.restart != "never" and not _succeeded(status))
 
 
 def _ended(status: Status, moment: Moment) -> Outcome:
@@ -417,9 +535,10 @@ def _ended(status: Status, moment: Moment) -> Outcome:
         return _enter(gone, Phase.STOPPED), ()
     if status.wanted is Wanted.RESTART:
         return _spawn(replace(gone, wanted=Wanted.RUN, restarts=status.restarts + 1, reason=""))
-    succeeded = status.exit is not None and status.exit.ok and not status.condemned
-    if moment.policy.restart == "never" or (succeeded and moment.policy.restart != "always"):
-        return _enter(gone, Phase.COMPLETED if succeeded else Phase.FAILED), ()
+    if moment.policy.scheduled:
+        return _enter(gone, Phase.SCHEDULED, reason="" if _succeeded(status) else status.reason), ()
+    if not _is_to_start_again(status, moment.policy):
+        return _enter(gone, Phase.COMPLETED if _succeeded(status) else Phase.FAILED), ()
     return _again(gone, moment)
 
 
@@ -452,7 +571,9 @@ _BETWEEN: Mapping[type[Event], Handler] = {
     Stop: _stopped,
     Kill: _stopped,
 }
+_RUNS: Mapping[type[Event], Handler] = {Due: _not_started_twice}
 _LIVE: Mapping[type[Event], Handler] = {
+    **_RUNS,
     Exited: _exited,
     Stop: _stop,
     Restart: _stop,
@@ -462,13 +583,22 @@ _LIVE: Mapping[type[Event], Handler] = {
 }
 TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
     {
+        Phase.SCHEDULED: {
+            Due: _due,
+            Start: _start_before_time,
+            Revised: _revised_schedule,
+            Stop: _stopped,
+            Kill: _stopped,
+        },
         Phase.WAITING: {
+            **_RUNS,
             DependenciesMet: _dependencies_met,
             DependencyFailed: _dependency_failed,
             Stop: _stopped,
             Kill: _stopped,
         },
         Phase.SPAWNING: {
+            **_RUNS,
             Spawned: _spawned,
             SpawnFailed: _spawn_failed,
             Start: _want_run_after_all,
@@ -490,8 +620,10 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             ProbeFailed: _became_unready,
             LivenessLost: _not_alive,
             Revised: _revised_running,
+            TimerFired: _ready_hook_timeout,
         },
         Phase.STOPPING: {
+            **_RUNS,
             Exited: _exited,
             Said: _says,
             TimeoutExtended: _extend_stop,
@@ -502,19 +634,30 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Event], Handler]] = MappingProxyType(
             Kill: _kill,
         },
         Phase.KILLING: {
+            **_RUNS,
             Exited: _exited,
             Start: _want_run,
             Stop: _want,
             Restart: _want,
-            Kill: _want,
+            Kill: _want_killed,
         },
         Phase.ENDING: {
+            **_RUNS,
             SessionEnded: _session_ended,
             TimerFired: _session_timeout,
             Start: _want_run,
             Stop: _want,
             Restart: _want,
             Kill: _kill_session,
+        },
+        Phase.CLEANING: {
+            **_RUNS,
+            HookEnded: _hook_ended,
+            TimerFired: _exit_hook_timeout,
+            Start: _want_run,
+            Stop: _want_cleaned,
+            Restart: _want,
+            Kill: _kill_hook,
         },
         Phase.BACKOFF: _BETWEEN,
         Phase.CRASH_LOOP: _BETWEEN,

@@ -6,14 +6,19 @@ Events go into `meshrun.supervisor.lifecycle.step`, actions come out of it.
 import signal
 from dataclasses import dataclass
 
+from meshrun.supervisor.configuration.model import HookName
+
 __all__ = [
     "Action",
     "DependenciesMet",
     "DependencyFailed",
+    "Due",
+    "EndHook",
     "EndSession",
     "Event",
     "Exit",
     "Exited",
+    "HookEnded",
     "Kill",
     "LivenessLost",
     "ProbeFailed",
@@ -21,6 +26,7 @@ __all__ = [
     "Probing",
     "Restart",
     "Revised",
+    "RunHook",
     "Said",
     "SendSignal",
     "SessionEnded",
@@ -58,13 +64,18 @@ class Exit:
         return f"{self._how}: {self.note}" if self.note else self._how
 
     @property
-    def _how(self) -> str:
+    def signal_name(self) -> str | None:
+        """The name of the signal without SIG, or its number; None for an exit code."""
         if self.code is not None:
-            return f"exit code {self.code}"
+            return None
         try:
-            return f"signal {signal.Signals(self.signal or 0).name.removeprefix('SIG')}"
+            return signal.Signals(self.signal or 0).name.removeprefix("SIG")
         except ValueError:
-            return f"signal {self.signal}"
+            return str(self.signal)
+
+    @property
+    def _how(self) -> str:
+        return f"signal {self.signal_name}" if self.code is None else f"exit code {self.code}"
 
 
 # Events: what happened, past tense, or what somebody wants.
@@ -72,7 +83,9 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Somebody wants it to run."""
+    """Somebody wants it to run; one that has a schedule at its times, or `now` too."""
+
+    now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,11 @@ class Kill:
     """Somebody wants it gone now."""
 
     reason: str = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """It is one of the times of its schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +199,13 @@ class SessionEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class HookEnded:
+    """A hook has ended, by itself or not; how it went decides nothing."""
+
+    hook: HookName
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The timer set in phase `number` is due."""
 
@@ -193,6 +218,7 @@ Event = (
     | Restart
     | Revised
     | Kill
+    | Due
     | DependenciesMet
     | DependencyFailed
     | Spawned
@@ -205,6 +231,7 @@ Event = (
     | TimeoutExtended
     | Exited
     | SessionEnded
+    | HookEnded
     | TimerFired
 )
 
@@ -246,4 +273,25 @@ class Probing:
     alive: bool = False
 
 
-Action = Spawn | SendSignal | EndSession | SetTimer | Probing
+@dataclass(frozen=True, slots=True)
+class RunHook:
+    """Run a hook; answer `HookEnded`, also where it cannot be run.
+
+    Of `on_exit`, `exit` is how the main process ended, and `again` whether it is to start again.
+    """
+
+    hook: HookName
+    exit: Exit | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndHook:
+    """Send `signal` to a hook, if it runs; after KILL answer `HookEnded` at once."""
+
+    hook: HookName
+    signal: int
+    reason: str
+
+
+Action = Spawn | SendSignal | EndSession | SetTimer | Probing | RunHook | EndHook

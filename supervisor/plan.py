@@ -18,6 +18,7 @@ from meshrun.supervisor.configuration.model import (
     Configuration,
     ExecCheck,
     External,
+    Hooks,
     HttpCheck,
     LogCheck,
     Probe,
@@ -123,6 +124,7 @@ class Instance:
     environment: Mapping[str, str] | None = None
     ready: Probe | None = None
     alive: Probe | None = None
+    hooks: Hooks = field(default_factory=Hooks)
 
     @property
     def sidecar(self) -> tuple["Worker", ...]:
@@ -363,6 +365,7 @@ def _app_instance(
         environment=environment.effective(caller, app.env_file, env, injected, terminal=app.tty),
         ready=_probe(app.ready, lookup, f"apps.{app.name}.ready"),
         alive=_probe(app.alive, lookup, f"apps.{app.name}.alive"),
+        hooks=_hooks(app.hooks, lookup),
     )
 
 
@@ -470,6 +473,14 @@ def _probe(probe: Probe | None, lookup: Mapping[str, str], key: str) -> Probe | 
             return replace(probe, check=LogCheck(pattern))
         case _:
             return probe
+
+
+def _hooks(hooks: Hooks, lookup: Mapping[str, str]) -> Hooks:
+    return replace(
+        hooks,
+        on_ready=tuple(interpolation.expand(word, lookup) for word in hooks.on_ready),
+        on_exit=tuple(interpolation.expand(word, lookup) for word in hooks.on_exit),
+    )
 
 
 def _external_instance(

@@ -31,10 +31,10 @@ __all__ = ["Prepared", "check_descriptors", "prepare"]
 ROOT_KEY = "root.key"
 
 # Of an instance: two listeners or a lease, pipes and pidfds of app and sidecar, the channel, the
-# log, its notifications, the commands that ask it, and half as many again while one is started; of
-# each further worker of its sidecar: pipe, pidfd, channel, and as many again; besides: the loop,
-# the database, callers.
-DESCRIPTORS_EACH = 20
+# log, its notifications, the commands that ask it, its hooks, and half as many again while one is
+# started; of each further worker of its sidecar: pipe, pidfd, channel, and as many again; besides:
+# the loop, the database, callers.
+DESCRIPTORS_EACH = 24
 DESCRIPTORS_OF_A_WORKER = 6
 DESCRIPTORS_BESIDES = 128
 MOST_DESCRIPTORS = 1 << 20

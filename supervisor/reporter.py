@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from meshrun.proxy import messages
 from meshrun.supervisor import backoff, ca, lifecycle
 from meshrun.supervisor import lifecycle_events as events
+from meshrun.supervisor.configuration.model import HookName
 from meshrun.supervisor.journal import Journal
 from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.lifecycle_events import Event
@@ -66,13 +67,17 @@ class Reporter:
         if before.ready and not after.ready and isinstance(event, events.ProbeFailed):
             self._timeline.add("not-ready", name, f"{name} is not ready: {event.reason}")
             self._journal.warning(f"{name} is not ready: {event.reason}")
+        if after.skipped > before.skipped:
+            message = f"{name} does not run at this time: its last run has not ended"
+            self._timeline.add("skipped", name, message)
+            self._journal.warning(message)
         restarted = after.restarts > before.restarts and after.phase is Phase.SPAWNING
         if after.phase is not before.phase or restarted:
             self._phase_entered(name, before, after, now)
 
     def _phase_entered(self, name: str, before: Status, after: Status, now: float) -> None:
         match after.phase:
-            case Phase.SPAWNING if before.phase is Phase.ENDING:
+            case Phase.SPAWNING if before.phase in (Phase.ENDING, Phase.CLEANING):
                 how = after.reason or before.reason
                 self._timeline.add("restarting", name, f"{name} starts again ({how})")
                 if before.wanted is lifecycle.Wanted.RUN:
@@ -83,14 +88,16 @@ class Reporter:
                 self._retry(name, after, now)
                 if not before.looping:
                     self._show_last_lines(name)
-            case Phase.FAILED:
+            case Phase.SCHEDULED if before.final:
+                pass  # it waits for its first time
+            case Phase.FAILED | Phase.SCHEDULED if after.reason:
                 self._timeline.add("failed", name, f"{name} failed: {after.reason}")
                 self._journal.error(f"{name} failed: {after.reason}")
                 self._show_last_lines(name)
-            case Phase.COMPLETED:
+            case Phase.COMPLETED | Phase.SCHEDULED:
                 self._timeline.add("completed", name, f"{name} completed")
                 self._journal.info(f"{name} completed")
-            case Phase.STOPPED if before.pid is not None:
+            case Phase.STOPPED if before.pid is not None or before.phase is Phase.CLEANING:
                 self._timeline.add("stopped", name, f"{name} stopped")
                 self._journal.info(f"{name} stopped")
             case Phase.KILLING:
@@ -118,6 +125,15 @@ class Reporter:
         if lines:
             text = "\n".join(f"    {line}" for line in lines)
             self._journal.info(f"the last lines of {name}:\n{text}")
+
+    def hook_ended(self, name: str, hook: HookName, problem: str) -> None:
+        """Say how a hook of an instance went."""
+        if problem:
+            message = f"hook {hook} of {name} failed: {problem}"
+            self._timeline.add("hook-failed", name, message)
+            self._journal.warning(message)
+        else:
+            self._timeline.add("hook", name, f"hook {hook} of {name} succeeded")
 
     def not_drained(self, name: str, timeout_s: float) -> None:
         """Say that calls to an instance are cut, which have not ended in time."""

@@ -387,12 +387,12 @@ def _is_up_or_fallen(status: Status) -> bool:
     """Tell whether an app that was started is up, or has failed."""
     # One that is to be tried a second time may be so for ever.
     fallen = status.phase in (Phase.BACKOFF, Phase.CRASH_LOOP)
-    return status.ready or status.final or fallen
+    return status.ready or status.final or fallen or status.phase is Phase.SCHEDULED
 
 
 def _is_back(status: Status) -> bool:
     """Tell whether it is up, or has done its work."""
-    return status.ready or status.phase in (Phase.COMPLETED, Phase.STOPPED)
+    return status.ready or status.phase in (Phase.COMPLETED, Phase.STOPPED, Phase.SCHEDULED)
 
 
 def _drain_s(instance: Instance) -> float:

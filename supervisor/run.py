@@ -28,7 +28,7 @@ from meshrun.supervisor import (
 from meshrun.supervisor import lifecycle_events as events
 from meshrun.supervisor.access import Access, Entries
 from meshrun.supervisor.bell import Bell
-from meshrun.supervisor.configuration.model import Dependency
+from meshrun.supervisor.configuration.model import Dependency, Schedule
 from meshrun.supervisor.controlplane import ControlPlane
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError, StoppingError, UnknownNameError
@@ -51,6 +51,7 @@ from meshrun.supervisor.sessions import Marks, Session
 from meshrun.supervisor.sidecars import Sidecars
 from meshrun.supervisor.standing import Standing
 from meshrun.supervisor.timeline import Timeline
+from meshrun.supervisor.timetable import Timetable
 from meshrun.supervisor.watching.watcher import Watcher
 from meshrun.supervisor.window import Window
 
@@ -104,10 +105,11 @@ class Run:
             self._new_session,
             self._app_changed,
             self._added,
-            lambda _name: self.watcher.refresh(),
+            self._updated,
             self._removed,
         )
         self.dependants = Dependants(self.apps, self._depends_on, self._statuses)
+        self.timetable = Timetable(self.apps, self._schedule_of)
         self._record = Record(prepared, launcher.pid, self.started_at, self._running, journal)
         self.killed_at: float | None = None
         logging = self.plan.configuration.mesh.access_log
@@ -145,6 +147,7 @@ class Run:
             self.externals,
             self.control,
             self.dependants,
+            self.timetable,
             self.bell,
             lambda: self.stopping,
             self.started_at,
@@ -183,6 +186,7 @@ class Run:
             self.prepared.state,
             self.logs.write,
             self._reporter.output_held,
+            self._reporter.hook_ended,
             lambda: self.apps[instance.name].status.restarts,
             self.window,
         )
@@ -246,6 +250,7 @@ class Run:
         if (before.phase.shown, before.ready) != (after.phase.shown, after.ready):
             self.standing.changed(instance.name)
         self.dependants.changed(instance.name, before, after)
+        self.timetable.changed(instance.name, before, after)
         self._reporter.app_changed(instance, before, after, event, time.monotonic())
         if after.pid != before.pid:
             self._record.changed(instance.name)
@@ -262,10 +267,15 @@ class Run:
         self.standing.changed(name)
         self.watcher.refresh()
 
+    def _updated(self, _name: str) -> None:
+        self.watcher.refresh()
+        self.timetable.look()
+
     def _removed(self, name: str) -> None:
         self.watcher.refresh()
         self.standing.forget(name)
         self.dependants.forget(name)
+        self.timetable.forget(name)
         self.logs.forget(name)
         if self.prepared.cgroup is not None:
             cgroup.remove(self.prepared.cgroup / cgroup.app_leaf(name))
@@ -281,6 +291,7 @@ class Run:
         """Draw the consequences of a change for everybody else."""
         self._tell_who_is_ready()
         self.dependants.look(restart=not self.stopping)
+        self.timetable.look()
         self.bell.ring()
 
     def _tell_who_is_ready(self) -> None:
@@ -290,6 +301,10 @@ class Run:
     def _depends_on(self, name: str) -> Mapping[str, Dependency]:
         app = self.plan.by_name[name].app
         return app.depends_on if app is not None else {}
+
+    def _schedule_of(self, name: str) -> Schedule | None:
+        app = self.plan.by_name[name].app
+        return app.every if app is not None else None
 
     def _statuses(self, service: str) -> Mapping[str, Status]:
         return {other.name: self._dependency_status(other) for other in self.plan.of(service)}
@@ -416,10 +431,14 @@ class Run:
         return [name for name in self.resolve(names) if name in self.apps]
 
     async def start_apps(self, names: Iterable[str]) -> list[str]:
-        """Start apps that do not run; returns once each has been started or waits for others."""
-        chosen = self._startable(names)
+        """Start apps that do not run; returns once each has been started or waits for others.
+
+        One that has a schedule runs now if it was named, and then at its times.
+        """
+        named = list(names)
+        chosen = self._startable(named)
         for name in chosen:
-            self.apps[name].feed(events.Start())
+            self.apps[name].feed(events.Start(now=bool(named)))
         self._changed()
         await self.bell.until(
             lambda: all(
@@ -443,9 +462,14 @@ class Run:
         """Restart apps, dependencies first, each service one instance after the other.
 
         Returns those that were chosen, and of them those that were left alone, since another of
-        their service did not come back.
+        their service did not come back. What only waits for its time has nothing to restart.
         """
-        kept = await self._reloading.restart(chosen := self._startable(names))
+        chosen = [
+            name
+            for name in self._startable(names)
+            if self.apps[name].status.phase is not Phase.SCHEDULED
+        ]
+        kept = await self._reloading.restart(chosen)
         return [name for name in chosen if name in self.apps], kept
 
     async def reload(self, *, dry_run: bool) -> list[Step]:

@@ -81,6 +81,15 @@ class Body(Protocol):
     def probe(self, which: Which, feed: Feed) -> Probing | None:
         """Begin to ask whether it is ready, or alive."""
 
+    def run_hook(self, order: events.RunHook, feed: Feed) -> None:
+        """Run a command beside it; feed `HookEnded` when that has ended."""
+
+    def end_hook(self, order: events.EndHook) -> None:
+        """Send a signal to such a command, if it runs."""
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return the processes of such commands that live."""
+
 
 # Called after each change with the status before and after it, and the event.
 OnChange = Callable[["Runner", Status, Status, Event], None]
@@ -175,6 +184,14 @@ class Runner:
                 self._timer = self._loop.call_later(delay_s, self.feed, events.TimerFired(number))
             case events.Probing():
                 self._probe(action)
+            case events.RunHook(hook):
+                try:
+                    self._body.run_hook(action, self.feed)
+                except Exception:
+                    self.feed(events.HookEnded(hook))  # else it would be waited for in vain
+                    raise
+            case events.EndHook():
+                self._body.end_hook(action)
 
     async def _spawn(self) -> None:
         try:
@@ -227,6 +244,7 @@ class Runner:
     def blocker(self) -> Blocker:
         """Say what is left of it, and what that has been told."""
         members = self._session.members() if self._session is not None else []
+        members += self._body.hook_members()
         parents = processes.parents(member.pid for member in members)
         told, told_at = self._told or (None, 0.0)
         return Blocker(

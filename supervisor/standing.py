@@ -9,8 +9,9 @@ from meshrun.supervisor.controlplane import ControlPlane
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.externals import Externals
 from meshrun.supervisor.fleet import Fleet
-from meshrun.supervisor.lifecycle import Phase
+from meshrun.supervisor.lifecycle import Phase, Status
 from meshrun.supervisor.plan import Instance
+from meshrun.supervisor.timetable import Timetable
 
 __all__ = ["Readiness", "Standing"]
 
@@ -40,6 +41,7 @@ class Standing:
         externals: Externals,
         control: ControlPlane,
         dependants: Dependants,
+        timetable: Timetable,
         bell: Bell,
         stopping: Callable[[], bool],
         started_at: float,
@@ -48,6 +50,7 @@ class Standing:
         self._externals = externals
         self._control = control
         self._dependants = dependants
+        self._timetable = timetable
         self._bell = bell
         self._stopping = stopping
         self._started_at = started_at
@@ -82,11 +85,23 @@ class Standing:
             return self._externals.reason(name)
         if app.status.phase is Phase.WAITING:
             return f"waits for {', '.join(self._dependants.verdict(name).waiting_for)}"
+        if app.status.phase is Phase.SCHEDULED:
+            return self._between_runs(name, app.status)
+        if app.status.phase is Phase.CLEANING:
+            return f"has ended ({app.status.reason}), its on_exit hook runs"
         if app.status.ready and self._control.is_withdrawn(name):
             return "gets no calls any more: it is to be stopped"
+        if app.policy.scheduled and app.status.ready:
+            return self._timetable.describe(name)
         if app.status.ready and app.status.reason:
             return f"started again: {app.status.reason}"
         return app.status.reason
+
+    def _between_runs(self, name: str, status: Status) -> str:
+        said = self._timetable.describe(name)
+        if status.reason:
+            return f"{said}; the last one failed: {status.reason}"
+        return said if status.exit is None else f"{said}; the last one completed"
 
     def unmet(self, name: str) -> list[str]:
         """Say where the instances are that an instance waits for, and what their probes say."""
@@ -131,8 +146,9 @@ class Standing:
 
     def _settled(self, instance: Instance) -> bool:
         app = self._fleet.apps.get(instance.name)
-        completed = app is not None and app.status.phase is Phase.COMPLETED
-        return completed or self.is_ready(instance)
+        if app is not None and (app.policy.scheduled or app.status.phase is Phase.COMPLETED):
+            return True
+        return self.is_ready(instance)
 
     def summary(self) -> str:
         """Say in a line for people how everything is."""

@@ -122,6 +122,7 @@ def _row(run: Run, instance: Instance) -> dict[str, object]:
         **sidecar.row(),
         "reason": run.standing.reason(instance.name),
         "next_try_in_s": _next_try_in_s(status, now),
+        "next_run_at": run.timetable.next_at(instance.name),
     }
 
 

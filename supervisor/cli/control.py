@@ -16,14 +16,15 @@ _apps = click.argument("apps", metavar="[APP…]", nargs=-1, shell_complete=comp
 _json = click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 
 
-@click.command(short_help="Start apps that are stopped, completed or failed.")
+@click.command(short_help="Start apps that are stopped, completed, failed or wait for their time.")
 @_apps
 @_json
 @click.pass_obj
 def start(place: Place, apps: tuple[str, ...], as_json: bool) -> int:
     """Start apps of the running mesh that are stopped, completed or failed.
 
-    APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails.
+    APP is an app (`web`) or one instance (`web.1`); none means all. Exits 1 if one fails. An app
+    that is run at times (`every`) is run now if it is named, and goes on with its schedule.
 
     \b
     meshrun start web

@@ -42,6 +42,7 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one instance and its sidecar: a row of `ps`.
 
     `sidecar_pid` is of the sidecar's first worker, `sidecar_pids` are of all that live.
+    `next_run_at`, of one that has a schedule, is in wall-clock seconds.
     """
 
     app: str
@@ -64,6 +65,7 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     sidecar_memory_bytes: int | None = None
     reason: str | None = None
     next_try_in_s: float | None = None
+    next_run_at: float | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

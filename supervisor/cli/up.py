@@ -182,6 +182,11 @@ def _check_ends(configuration: "Configuration", selection: "Selection") -> None:
         raise click.BadParameter(
             f'no app "{wanted}" is started{hint(wanted, known)}', param_hint="--exit-code-from"
         )
+    if instances[wanted.partition(".")[0]].every is not None:
+        raise click.BadParameter(
+            f"{wanted} runs at times (every), and so never ends for good",
+            param_hint="--exit-code-from",
+        )
 
 
 def _run(

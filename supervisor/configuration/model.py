@@ -22,10 +22,14 @@ __all__ = [
     "Check",
     "Condition",
     "Configuration",
+    "Cron",
     "Dependency",
     "ExecCheck",
     "External",
+    "HookName",
+    "Hooks",
     "HttpCheck",
+    "Interval",
     "Limits",
     "LogCheck",
     "Mesh",
@@ -35,6 +39,7 @@ __all__ = [
     "Probe",
     "Protocol",
     "RestartPolicy",
+    "Schedule",
     "Stop",
     "TcpCheck",
     "UpstreamReference",
@@ -51,6 +56,7 @@ MOST_INSTANCES = 100
 RestartPolicy = Literal["on-failure", "always", "never"]
 Condition = Literal["started", "ready", "completed", "succeeded"]
 OnRestart = Literal["ignore", "restart"]
+HookName = Literal["on_ready", "on_exit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,39 @@ class Stop:
 
     signal: Signals = SIGTERM
     timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Commands, as words, beside an instance: when it is ready, and when it has ended.
+
+    One that has no words is none. After `timeout_s` one is killed.
+    """
+
+    on_ready: tuple[str, ...] = ()
+    on_exit: tuple[str, ...] = ()
+    timeout_s: float = 10.0
+
+    def of(self, name: HookName) -> tuple[str, ...]:
+        """Return the words of one."""
+        return self.on_ready if name == "on_ready" else self.on_exit
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """So long from the start of one run to the start of the next."""
+
+    length_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """At the times of an expression of crontab(5), in local time."""
+
+    expression: str
+
+
+Schedule = Interval | Cron
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +259,7 @@ class App:
 
     `command` is the list of words to execute, or with `shell` the one string for `sh -c`.
     `expand` says whether `${NAME}` is expanded in the command; a shell does its own expanding.
+    With `every` it is run at times instead of kept running, and `restart` is "never".
     `port` is None to have one allocated, 0 for an app that takes no calls. `workers` is how many
     processes the sidecar of each instance has, `max_connections` how many connections an instance
     may get through it at the same time, `idle_timeout_s` when one on which nothing moves is cut.
@@ -242,7 +282,9 @@ class App:
     ready: Probe | None = None
     alive: Probe | None = None
     restart: RestartPolicy = "on-failure"
+    every: Schedule | None = None
     stop: Stop = Stop()
+    hooks: Hooks = Hooks()
     limits: Limits = Limits()
     account: Account | None = None
     tty: bool = False

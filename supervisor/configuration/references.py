@@ -5,6 +5,7 @@ Each check reports into the document, at the place of the value that a reader wo
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from meshrun.proxy.intentions import WILDCARD, Intention
 from meshrun.supervisor.configuration import interpolation
@@ -13,6 +14,8 @@ from meshrun.supervisor.configuration.model import (
     Condition,
     Configuration,
     ExecCheck,
+    HookName,
+    Hooks,
     HttpCheck,
     LogCheck,
     NotifyCheck,
@@ -27,6 +30,7 @@ from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS
 from meshrun.supervisor.configuration.values import HIGHEST_PORT, quoted
 from meshrun.supervisor.environment import (
+    HOOK_VARIABLES,
     effective,
     notify_variables,
     variable_name,
@@ -39,6 +43,7 @@ __all__ = ["check"]
 # A sidecar gets all its listeners in one message, and the kernel passes at most 253 descriptors.
 MOST_UPSTREAMS = 200
 
+HOOKS: tuple[HookName, ...] = get_args(HookName)
 _AT_THE_END: tuple[Condition, ...] = ("completed", "succeeded")
 
 
@@ -178,6 +183,11 @@ def _check_depends_on(document: Document, configuration: Configuration, app: App
                 )
         elif name not in configuration.apps:
             document.report_value(path, _unknown(name, configuration))
+        elif configuration.apps[name].every is not None:
+            document.report_value(
+                path,
+                f"{name} runs at times, and cannot be waited for: apps.{name}.every is set",
+            )
         elif configuration.apps[name].restart == "always" and condition in _AT_THE_END:
             document.report_value(
                 (*path, "condition"),
@@ -297,6 +307,8 @@ def _check_environment(document: Document, configuration: Configuration, app: Ap
     notifying = {path[2] for path, probe in _probes(app) if isinstance(probe.check, NotifyCheck)}
     if notifying:
         reserved |= notify_variables("", 0.0 if "alive" in notifying else None).keys()
+    if app.hooks != Hooks():
+        reserved |= set(HOOK_VARIABLES)
     for name in app.env:
         if name in reserved:
             document.report_key(
@@ -329,6 +341,9 @@ def _expanded_texts(app: App) -> Iterator[tuple[KeyPath, str]]:
                 yield from (((*at, index), word) for index, word in enumerate(command))
             case _:
                 pass
+    for hook in HOOKS:
+        for index, word in enumerate(app.hooks.of(hook)):
+            yield (*path, "hooks", hook, index), word
 
 
 def _check_variables(

@@ -12,6 +12,7 @@ from typing import get_args
 from meshrun.proxy.intentions import Intention
 from meshrun.proxy.messages import MOST_CONNECTIONS
 from meshrun.supervisor.configuration.depends_on import read_depends_on
+from meshrun.supervisor.configuration.hooks import read_hooks
 from meshrun.supervisor.configuration.limits import read_limits
 from meshrun.supervisor.configuration.model import (
     MOST_INSTANCES,
@@ -25,6 +26,7 @@ from meshrun.supervisor.configuration.model import (
 )
 from meshrun.supervisor.configuration.permissions import ACTIONS, EFFECT_KEYS, read_effect
 from meshrun.supervisor.configuration.probes import read_alive, read_external_ready, read_ready
+from meshrun.supervisor.configuration.schedules import read_every
 from meshrun.supervisor.configuration.tables import Table, dotted
 from meshrun.supervisor.configuration.toml_positions import KeyPath
 from meshrun.supervisor.configuration.upstreams import REQUEST_KEYS, read_upstreams
@@ -64,9 +66,8 @@ MESH_KEYS = (
 APP_KEYS = (
     *("command", "shell", "cwd", "env_file", "env", "port", "protocol", "instances", "workers"),
     *("upstreams", "depends_on", "ready", "alive", "restart", "stop", "connect_timeout"),
-    *("max_connections", "idle_timeout", "limits", "user", "tty", "watch"),
+    *("max_connections", "idle_timeout", "limits", "user", "tty", "watch", "hooks", "every"),
 )
-APP_KEYS_LATER = ("hooks", "every")
 # Where the keys stand that an app is likely to be given by mistake.
 UPSTREAM_KEYS = {
     key: f'an upstream: upstreams = [{{ service = "backend", {key} = … }}]' for key in REQUEST_KEYS
@@ -123,7 +124,7 @@ def read_app(
     machine: Machine,
 ) -> App:
     """Read one `[apps.NAME]`; `base` is the same app in the Procfile, if it is there."""
-    table.allow(APP_KEYS, APP_KEYS_LATER, UPSTREAM_KEYS)
+    table.allow(APP_KEYS, elsewhere=UPSTREAM_KEYS)
     name = str(table.path[-1])
     app = base or App(name=name, command=())
     _check_name(table)
@@ -141,8 +142,10 @@ def read_app(
         depends_on=read_depends_on(table),
         ready=read_ready(table),
         alive=read_alive(table),
-        restart=table.read("restart", choice(RESTART_POLICIES), app.restart),
+        restart=_read_restart(table, app.restart),
+        every=read_every(table),
         stop=_read_stop(table),
+        hooks=read_hooks(table),
         limits=read_limits(table, machine),
         account=read_user(table, machine),
         tty=table.read("tty", boolean, False),
@@ -210,6 +213,19 @@ def _read_env(table: Table) -> dict[str, str]:
         if value is not None:
             result[name] = value
     return result
+
+
+def _read_restart(table: Table, default: RestartPolicy) -> RestartPolicy:
+    restart = table.read("restart", choice(RESTART_POLICIES), None)
+    if "every" not in table:
+        return restart or default
+    if restart not in (None, "never"):
+        table.document.report_value(
+            (*table.path, "restart"),
+            f'{dotted(table.path)}.restart must be "never" with every: '
+            "the next time is the next try",
+        )
+    return "never"
 
 
 def _read_stop(table: Table) -> Stop:

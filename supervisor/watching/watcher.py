@@ -244,7 +244,8 @@ class Watcher:
 
 def _is_concerned(app: Runner) -> bool:
     status = app.status
-    return status.wanted is not Wanted.STOP and status.phase is not Phase.WAITING
+    begins_later = status.phase in (Phase.WAITING, Phase.SCHEDULED)
+    return status.wanted is not Wanted.STOP and not begins_later
 
 
 def _called(service: str, plan: Plan, names: Collection[str]) -> str:

@@ -9,22 +9,29 @@ import itertools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 
 from support.virtual import VirtualLoop
 
 from meshrun.supervisor import lifecycle_events as events
-from meshrun.supervisor.configuration.model import Dependency
+from meshrun.supervisor.configuration.model import Dependency, HookName, Interval
 from meshrun.supervisor.dependants import Dependants
 from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import Process
-from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.lifecycle import Phase, Policy, Status, Wanted
 from meshrun.supervisor.lifecycle_events import Event, Exit
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.runner import Feed, NotExecutableError, Runner, Which
+from meshrun.supervisor.timetable import Timetable
 
 __all__ = ["Luck", "Simulation"]
 
 REAPED_S = 0.01
+# How often those run that have a schedule.
+EVERY_S = 7.0
+# How soon it is seen that the clock was set.
+LOOK_S = 60.0
+TIMED = (Phase.STARTING, Phase.STOPPING, Phase.CLEANING, Phase.BACKOFF, Phase.CRASH_LOOP)
 MOST_INSTANCES = 3
 
 
@@ -33,7 +40,8 @@ class Luck:
     """How one try to start an app goes: how long it takes, and what the app is like.
 
     `willing_s` is how long it takes to end when asked to, None is for ever. `child` says whether
-    it leaves something in its session, `deaf_child` that only KILL ends that.
+    it leaves something in its session, `deaf_child` that only KILL ends that. `hook_s` is how long
+    a hook takes, None is for ever.
     """
 
     problem: str = ""
@@ -41,6 +49,7 @@ class Luck:
     willing_s: float | None = 0.1
     child: bool = False
     deaf_child: bool = False
+    hook_s: float | None = 0.0
 
 
 class _Process(Process):
@@ -131,6 +140,7 @@ class _App:
         self.name = name
         self.process: _Process | None = None
         self.asked: dict[Which, _Asked] = {}
+        self.hooks: dict[HookName, tuple[Feed, asyncio.TimerHandle | None]] = {}
         self.spawning = False
         self.stopped = True  # the last command was a stop
         self.runner = Runner(
@@ -153,6 +163,7 @@ class _App:
         self.world.must(not self.spawning, f"two starts of {self.name} at once")
         self.world.must(process is None or process.exited.done(), f"a second {self.name} lives")
         self.world.must(process is None or not process.child, f"{self.name} has a session left")
+        self.world.must(not self.hooks, f"{self.name} starts while hooks of its last life run")
         luck = next(self.world.luck)
         self.spawning = True
         try:
@@ -176,6 +187,35 @@ class _App:
         """Let history answer."""
         self.asked[which] = _Asked(feed)
         return self.asked[which]
+
+    def run_hook(self, order: events.RunHook, feed: Feed) -> None:
+        """Pretend to run a hook."""
+        hook, process = order.hook, self.process
+        assert process is not None
+        self.world.must(hook not in self.hooks, f"two hooks {hook} of {self.name} at once")
+        alive = not process.exited.done()
+        self.world.must(alive == (hook == "on_ready"), f"{hook} of {self.name} at the wrong time")
+        after_s = process.luck.hook_s
+        timer = None
+        if after_s is not None:
+            timer = self.world.loop.call_later(after_s, self._hook_ended, hook)
+        self.hooks[hook] = (feed, timer)
+
+    def _hook_ended(self, hook: HookName) -> None:
+        feed, _ = self.hooks.pop(hook)
+        feed(events.HookEnded(hook))
+
+    def end_hook(self, order: events.EndHook) -> None:
+        """End a hook by KILL; it does not obey anything else."""
+        if order.signal == signal.SIGKILL and order.hook in self.hooks:
+            feed, timer = self.hooks.pop(order.hook)
+            if timer is not None:
+                timer.cancel()
+            self.world.loop.call_soon(feed, events.HookEnded(order.hook))
+
+    def hook_members(self) -> list[ProcessId]:
+        """Return nothing: these are no processes."""
+        return []
 
     def command(self, event: Event) -> None:
         """Want something of it."""
@@ -210,11 +250,20 @@ class Simulation:
     runners: dict[str, Runner] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     stopping: bool = False
+    # How far the wall clock is ahead of the loop's.
+    ahead_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.pids = itertools.count(1)
         self.dependants = Dependants(
             self.runners, lambda name: self.depends_on[_service(name)], self._statuses
+        )
+        self.timetable = Timetable(
+            self.runners,
+            self._schedule_of,
+            lambda: self.loop.time() + self.ahead_s,
+            lambda: UTC,
+            longest_timer_s=LOOK_S,
         )
         for service in self.policies:
             self.add(service)
@@ -226,6 +275,9 @@ class Simulation:
 
     def _statuses(self, service: str) -> Mapping[str, Status]:
         return {n: r.status for n, r in self.runners.items() if _service(n) == service}
+
+    def _schedule_of(self, name: str) -> Interval | None:
+        return Interval(EVERY_S) if self.runners[name].policy.scheduled else None
 
     def of(self, service: str) -> list[_App]:
         """Return the instances of a service."""
@@ -261,13 +313,19 @@ class Simulation:
             self.must(not early, f"a timer of {runner.name} fired early")
         self._check(runner.name, after)
         self.dependants.changed(runner.name, before, after)
+        self.timetable.changed(runner.name, before, after)
+        self.look()
+
+    def look(self) -> None:
+        """Draw the consequences of a change."""
         self.dependants.look(restart=not self.stopping)
+        self.timetable.look()
 
     def _check(self, name: str, status: Status) -> None:
         now = self.loop.time()
         self.must(not status.ready or status.phase is Phase.RUNNING, f"{name} is ready: {status}")
         self.must(status.since <= now, f"{name} is where it is since later")
-        if status.phase in (Phase.STARTING, Phase.STOPPING, Phase.BACKOFF, Phase.CRASH_LOOP):
+        if status.phase in TIMED:
             self.must(status.due_at is not None, f"{name} could wait for ever: {status}")
         if status.phase in (Phase.FAILED, Phase.BACKOFF, Phase.CRASH_LOOP, Phase.KILLING):
             self.must(bool(status.reason), f"{name} waits or has failed without a reason: {status}")
@@ -281,6 +339,13 @@ class Simulation:
         found = []
         for name, runner in self.runners.items():
             status = runner.status
+            wanted = runner.policy.scheduled and status.wanted is not Wanted.STOP
+            next_at = self.timetable.next_at(name)
+            if (next_at is not None) != wanted:
+                found.append(f"{name}, {status}, is due at {next_at}")
+            in_s = 0.0 if next_at is None else next_at - self.loop.time() - self.ahead_s
+            if not -1e-6 <= in_s <= EVERY_S + 1e-6:
+                found.append(f"{name} is due in {in_s} s")
             if status.phase is not Phase.WAITING:
                 continue
             verdict = self.dependants.verdict(name)

@@ -12,9 +12,12 @@ from meshrun.supervisor import plan
 from meshrun.supervisor.configuration.model import (
     App,
     Configuration,
+    Cron,
     Dependency,
     ExecCheck,
     External,
+    Hooks,
+    Interval,
     LogCheck,
     Mesh,
     NotifyCheck,
@@ -92,6 +95,7 @@ def test_instances_come_and_go_and_the_others_are_what_they_were() -> None:
         ({"env": {"A": "1"}}, ("env",)),
         ({"env_file": {"A": "1"}}, ("env",)),
         ({"port": 8080}, ("port",)),
+        ({"every": Interval(60.0)}, ("every",)),
         ({"upstreams": (to("db"),)}, ("upstreams",)),
         ({"ready": Probe(check=LogCheck("up"))}, ("ready",)),
         ({"ready": Probe(check=NotifyCheck())}, ("ready",)),
@@ -112,6 +116,8 @@ def test_what_a_process_is_started_with_restarts_it(
         ({"stop": Stop(timeout_s=1.0)}, ("stop",)),
         ({"depends_on": {"db": Dependency()}}, ("depends_on",)),
         ({"watch": Watch()}, ("watch",)),
+        ({"every": Cron("0 * * * *")}, ("every",)),
+        ({"hooks": Hooks(on_exit=("clean", "up"))}, ("hooks",)),
         ({"ready": Probe(check=TcpCheck())}, ("ready",)),
         ({"alive": Probe(check=ExecCheck(("true",)))}, ("alive",)),
         ({"connect_timeout_s": 1.0}, ("connect_timeout",)),
@@ -122,7 +128,8 @@ def test_what_a_process_is_started_with_restarts_it(
 def test_how_it_is_kept_and_what_its_sidecar_is_told_changes_while_it_runs(
     changes: dict[str, object], reasons: tuple[str, ...]
 ) -> None:
-    (found,) = change(app("web"), app("web", **changes)).changed
+    every = {"every": Interval(60.0)} if "every" in changes else {}
+    (found,) = change(app("web", **every), app("web", **changes)).changed
     assert (found.restarts, found.in_place) == (False, reasons)
 
 

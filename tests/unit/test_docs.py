@@ -18,6 +18,7 @@ from meshrun.supervisor import environment, lifecycle
 from meshrun.supervisor.cli import program, records
 from meshrun.supervisor.configuration import (
     depends_on,
+    hooks,
     limits,
     meshfile,
     permissions,
@@ -46,16 +47,14 @@ TABLES = {
     "ready": probes.READY_KEYS,
     "alive": probes.ALIVE_KEYS,
     "watch": watch.KEYS,
+    "hooks": (*hooks.KEYS, *environment.HOOK_VARIABLES),
     "stop": tuple(field.name.removesuffix("_s") for field in fields(configuration.Stop)),
     "`[services.NAME]`": sections.SERVICE_KEYS,
     "`[[intentions]]`": sections.INTENTION_KEYS,
     "permissions": permissions.PERMISSION_KEYS,
     "headers": permissions.HEADER_KEYS,
 }
-LATER = {
-    *meshfile.TOP_KEYS_LATER,
-    *sections.APP_KEYS_LATER,
-}
+LATER = set(meshfile.TOP_KEYS_LATER)
 
 
 def text(document: Path) -> str:

@@ -6,6 +6,7 @@ from meshrun.supervisor.configuration.model import Protocol
 from meshrun.supervisor.environment import (
     UpstreamAddress,
     effective,
+    hook_variables,
     injected,
     notify_variables,
     variable_name,
@@ -88,6 +89,18 @@ def test_what_the_callers_keeper_gave_to_the_caller_is_not_handed_on() -> None:
 def test_one_that_notifies_is_told_where_and_how_often() -> None:
     assert notify_variables("/run/x", None) == {"NOTIFY_SOCKET": "/run/x"}
     assert notify_variables("@x", 2.5)["WATCHDOG_USEC"] == "2500000"
+
+
+def test_a_hook_is_told_what_there_is_to_tell_and_a_mesh_started_by_it_is_not() -> None:
+    assert hook_variables("on_ready", None, None, None) == {"MESHRUN_HOOK": "on_ready"}
+    told = hook_variables("on_exit", None, "KILL", restarts=True)
+    assert told == {
+        "MESHRUN_HOOK": "on_exit",
+        "MESHRUN_EXIT_SIGNAL": "KILL",
+        "MESHRUN_WILL_RESTART": "yes",
+    }
+    assert hook_variables("on_exit", 3, None, restarts=False)["MESHRUN_EXIT_CODE"] == "3"
+    assert effective(told, {}, {}, web()).keys().isdisjoint(told)
 
 
 def test_another_runs_marker_is_not_handed_on() -> None:

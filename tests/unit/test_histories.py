@@ -18,6 +18,7 @@ from meshrun.supervisor.lifecycle import Phase, Policy
 SERVICES = ("db", "api", "web")
 # Longer than all that a run without commands may take to come to rest.
 LONG_S = 160.0
+BETWEEN = (Phase.STARTING, Phase.STOPPING, Phase.ENDING, Phase.CLEANING)
 
 policies = st.builds(
     Policy,
@@ -25,6 +26,10 @@ policies = st.builds(
     stop_timeout_s=st.sampled_from([0.5, 5.0]),
     has_ready=st.booleans(),
     has_alive=st.booleans(),
+    scheduled=st.sampled_from([False, False, True]),
+    has_on_ready=st.booleans(),
+    has_on_exit=st.booleans(),
+    hook_timeout_s=st.sampled_from([0.2, 10.0]),
     ready_deadline_s=st.just(10.0),
     notifies=st.just(True),
 )
@@ -40,11 +45,13 @@ lucks = st.builds(
     willing_s=st.sampled_from([0.0, 0.3, None]),
     child=st.booleans(),
     deaf_child=st.booleans(),
+    hook_s=st.sampled_from([0.0, 1.0, None]),
 )
 HAPPENINGS = (
     *("start", "stop", "restart", "kill", "scale up", "scale down"),
     *("ends well", "crashes", "is ready", "is ready", "is not ready", "is not alive"),
     *("says that it stops", "asks for time", "says", "the clock jumps"),
+    *("start now", "the clock is set", "the clock is set back"),
 )
 happenings = st.tuples(
     st.sampled_from(HAPPENINGS),
@@ -73,6 +80,8 @@ def happen(world: Simulation, what: str, service: str, number: int) -> None:
     match what:
         case "start":
             app.command(events.Start())
+        case "start now":
+            app.command(events.Start(now=True))
         case "stop":
             app.command(events.Stop())
         case "restart":
@@ -101,7 +110,11 @@ def happen(world: Simulation, what: str, service: str, number: int) -> None:
             app.says(events.Said("loading"))
         case "the clock jumps":
             world.loop.now += 3600.0
-    world.dependants.look(restart=True)
+        case "the clock is set":
+            world.ahead_s += 5000.0
+        case "the clock is set back":
+            world.ahead_s -= 5000.0
+    world.look()
 
 
 async def live(world: Simulation, history: History) -> None:
@@ -110,7 +123,7 @@ async def live(world: Simulation, history: History) -> None:
     world.loop.set_exception_handler(lambda _loop, context: problems.append(str(context)))
     for app in world.apps.values():
         app.command(events.Start())
-    world.dependants.look(restart=True)
+    world.look()
     for service, number, episode in history:
         for what, pause_s in episode:
             happen(world, what, service, number)
@@ -119,8 +132,10 @@ async def live(world: Simulation, history: History) -> None:
     await asyncio.sleep(LONG_S)
     problems += world.unexplained()
     for name, runner in world.runners.items():
-        between = runner.status.phase in (Phase.STARTING, Phase.STOPPING, Phase.ENDING)
-        if between and world.loop.time() - runner.status.since > LONG_S - 50.0:
+        if (
+            runner.status.phase in BETWEEN
+            and world.loop.time() - runner.status.since > LONG_S - 50.0
+        ):
             problems.append(f"{name} hangs: {runner.status}")
     world.stopping = True
     begun = world.loop.time()
@@ -134,7 +149,7 @@ async def live(world: Simulation, history: History) -> None:
             break
     for app in world.apps.values():
         alive = app.process is not None and not app.process.exited.done()
-        if alive or app.runner.status.phase is Phase.SPAWNING:
+        if alive or app.runner.status.phase is Phase.SPAWNING or app.hooks:
             problems.append(f"{app.name} lives after the stop")
     await asyncio.sleep(1.0)
 

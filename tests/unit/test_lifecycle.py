@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 from support.sampling import HISTORIES
 
 from meshrun.supervisor import backoff, lifecycle
-from meshrun.supervisor.configuration.model import RestartPolicy
-from meshrun.supervisor.lifecycle import Phase, Policy, Status
+from meshrun.supervisor.configuration.model import HookName, RestartPolicy
+from meshrun.supervisor.lifecycle import Phase, Policy, Status, Wanted
 from meshrun.supervisor.lifecycle_events import (
     Action,
     DependenciesMet,
     DependencyFailed,
+    Due,
+    EndHook,
     EndSession,
     Event,
     Exit,
     Exited,
+    HookEnded,
     Kill,
     LivenessLost,
     ProbeFailed,
@@ -26,6 +29,7 @@ from meshrun.supervisor.lifecycle_events import (
     Probing,
     Restart,
     Revised,
+    RunHook,
     Said,
     SendSignal,
     SessionEnded,
@@ -378,6 +382,175 @@ def test_one_that_was_never_ready_has_not_run_well_however_long_it_lived() -> No
     assert waits == [0.1, 0.2, 0.4]
 
 
+HOOKED = Policy(has_on_ready=True, has_on_exit=True)
+
+
+def test_a_hook_is_run_once_in_each_life_when_it_is_ready_for_the_first_time() -> None:
+    life = Life(Policy(has_ready=True, has_on_ready=True)).started()
+    assert not any(isinstance(action, RunHook) for action in life.todo())
+    life.tell(ProbeSucceeded())
+    assert RunHook("on_ready") in life.todo()
+    assert life.tell(ProbeFailed("refused"), ProbeSucceeded()).todo() == ()
+    life.tell(Exited(Exit(1)), SessionEnded(), Spawned(8), ProbeSucceeded())
+    assert RunHook("on_ready") in life.todo()
+
+
+def test_a_hook_that_takes_too_long_is_killed_and_the_app_goes_on() -> None:
+    life = Life(HOOKED).started().fire()
+    assert life.todo() == (EndHook("on_ready", signal.SIGKILL, "not ended within 10 s"),)
+    assert life.phase() is Phase.RUNNING
+
+
+def test_the_hook_of_one_that_is_ready_is_told_to_end_with_it_and_does_not_outlive_it() -> None:
+    life = Life(HOOKED).started().tell(Stop())
+    assert EndHook("on_ready", signal.SIGTERM, "ended with its instance") in life.todo()
+    life.tell(Exited(Exit(0)))
+    assert EndHook("on_ready", signal.SIGKILL, "ended with its instance") in life.todo()
+
+
+def test_nothing_starts_before_the_hook_of_its_end_has_ended() -> None:
+    life = Life(HOOKED).started().crash()
+    assert (life.phase(), life.phase().shown, life.status.pid) == (
+        Phase.CLEANING,
+        "stopping",
+        None,
+    )
+    assert RunHook("on_exit", Exit(None, signal.SIGSEGV), again=True) in life.todo()
+    assert life.tell(HookEnded("on_ready")).phase() is Phase.CLEANING
+    assert life.tell(HookEnded("on_exit")).todo() == (Spawn(),)
+
+
+@pytest.mark.parametrize(
+    ("policy", "exit_", "commands", "again"),
+    [
+        (Policy(has_on_exit=True), Exit(0), (), False),
+        (Policy(has_on_exit=True), Exit(1), (), True),
+        (Policy(has_on_exit=True, restart="always"), Exit(0), (), True),
+        (Policy(has_on_exit=True, restart="never"), Exit(1), (), False),
+        (Policy(has_on_exit=True), Exit(1), (Stop(),), False),
+        (Policy(has_on_exit=True, restart="never"), Exit(0), (Restart(),), True),
+    ],
+)
+def test_the_hook_of_the_end_is_told_whether_it_starts_again(
+    policy: Policy, exit_: Exit, commands: tuple[Event, ...], again: bool
+) -> None:
+    life = Life(policy).started().tell(*commands, Exited(exit_), SessionEnded())
+    assert RunHook("on_exit", exit_, again) in life.todo()
+    assert (life.tell(HookEnded("on_exit")).phase() is Phase.SPAWNING) is again
+
+
+def test_at_a_stop_the_hook_has_no_longer_than_the_app_had() -> None:
+    life = Life(HOOKED).started().tell(Stop(), Exited(Exit(0)), SessionEnded())
+    assert life.fire().now == 1005.0
+    assert life.todo() == (EndHook("on_exit", signal.SIGKILL, "not ended within 5 s"),)
+    assert life.tell(HookEnded("on_exit")).phase() is Phase.STOPPED
+
+
+def test_a_stop_while_the_hook_of_a_crash_runs_wins_and_shortens_it() -> None:
+    life = Life(HOOKED).started().crash()
+    life.now += 1.0
+    life.tell(Stop())
+    assert life.todo() == (SetTimer(life.status.number, 1006.0),)
+    life.now += 1.0
+    assert life.tell(Stop()).todo() == (), "nobody gets more time by asking twice"
+    assert life.tell(HookEnded("on_exit")).phase() is Phase.STOPPED
+
+
+def test_what_is_killed_by_somebody_has_no_hook_any_more() -> None:
+    life = Life(HOOKED).started().tell(Kill(), Exited(Exit(None, 9)), SessionEnded())
+    assert (life.phase(), life.todo()) == (Phase.STOPPED, ())
+    life = Life(HOOKED).started().crash().tell(Kill("enough"))
+    assert life.todo() == (EndHook("on_exit", signal.SIGKILL, "enough"),)
+    assert life.tell(HookEnded("on_exit")).phase() is Phase.STOPPED
+
+
+def test_what_was_not_ready_in_time_or_did_not_end_has_its_hook() -> None:
+    life = Life(Policy(has_ready=True, has_on_exit=True)).started().fire()
+    assert life.tell(Exited(Exit(None, 9)), SessionEnded()).phase() is Phase.CLEANING
+    life = Life(HOOKED).started().tell(Stop()).fire()
+    assert life.tell(Exited(Exit(None, 9)), SessionEnded()).phase() is Phase.CLEANING
+
+
+SCHEDULED = Policy(scheduled=True, restart="never")
+
+
+def ran(*, exit_: Exit, policy: Policy = SCHEDULED) -> Life:
+    """One run of an app that has a schedule."""
+    life = Life(policy).tell(Start(), Due(), DependenciesMet(), Spawned(7), Exited(exit_))
+    return life.tell(SessionEnded())
+
+
+def test_one_that_has_a_schedule_waits_for_its_time_and_then_for_its_dependencies() -> None:
+    life = Life(SCHEDULED).tell(Start())
+    assert (life.phase(), life.phase().shown, life.todo()) == (Phase.SCHEDULED, "waiting", ())
+    assert life.tell(DependenciesMet()).phase() is Phase.SCHEDULED
+    assert life.tell(Due()).phase() is Phase.WAITING
+    assert life.tell(DependenciesMet()).todo() == (Spawn(),)
+
+
+def test_how_a_run_ended_is_known_until_the_next_begins_and_is_no_reason_to_start_again() -> None:
+    life = ran(exit_=Exit(0))
+    assert (life.phase(), life.status.exit, life.status.reason) == (Phase.SCHEDULED, Exit(0), "")
+    life = ran(exit_=Exit(3), policy=Policy(scheduled=True, restart="always"))
+    assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "exit code 3")
+    life.tell(Due())
+    assert (life.phase(), life.status.exit, life.status.reason) == (Phase.WAITING, None, "")
+
+
+def test_a_run_that_cannot_even_be_started_waits_for_the_next_time() -> None:
+    life = Life(SCHEDULED).tell(Start(), Due(), DependencyFailed("db has failed", "db.1 failed"))
+    assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "db has failed")
+    for permanent in (True, False):
+        life.tell(Due(), DependenciesMet(), SpawnFailed("cannot", permanent=permanent))
+        assert (life.phase(), life.status.reason) == (Phase.SCHEDULED, "cannot")
+
+
+def test_a_time_at_which_it_still_runs_is_counted_and_starts_nothing() -> None:
+    life = Life(SCHEDULED).tell(Start(), Due(), DependenciesMet(), Spawned(7), Due(), Due())
+    assert (life.phase(), life.status.skipped, life.todo()) == (Phase.RUNNING, 2, ())
+    assert life.tell(Stop(), Due()).status.skipped == 2, "it is not wanted any more"
+
+
+def test_a_start_runs_it_now_and_a_stop_ends_its_schedule() -> None:
+    assert Life(SCHEDULED).tell(Start(now=True)).phase() is Phase.WAITING
+    life = Life(SCHEDULED).tell(Start(), Start())
+    assert life.phase() is Phase.SCHEDULED
+    assert life.tell(Start(now=True)).phase() is Phase.WAITING
+    life = Life(SCHEDULED).tell(Start(), Stop())
+    assert life.phase() is Phase.STOPPED
+    assert life.tell(Due()).phase() is Phase.STOPPED
+    assert life.tell(Restart()).phase() is Phase.SCHEDULED
+
+
+@pytest.mark.parametrize(
+    ("command", "phase"),
+    [
+        (Start(), Phase.SCHEDULED),
+        (Start(now=True), Phase.SPAWNING),
+        (Restart(), Phase.SPAWNING),
+    ],
+)
+def test_what_follows_the_end_of_a_run_that_was_to_stop_is_what_was_wanted_last(
+    command: Event, phase: Phase
+) -> None:
+    life = Life(SCHEDULED).tell(Start(now=True), DependenciesMet(), Spawned(7), Stop(), command)
+    assert life.tell(Exited(Exit(0)), SessionEnded()).phase() is phase
+
+
+def test_the_hook_of_a_run_is_told_that_it_is_not_started_again() -> None:
+    life = Life(Policy(scheduled=True, has_on_exit=True)).tell(Start(now=True), DependenciesMet())
+    life.tell(Spawned(7), Exited(Exit(1)), SessionEnded())
+    assert RunHook("on_exit", Exit(1), again=False) in life.todo()
+    assert life.tell(HookEnded("on_exit")).phase() is Phase.SCHEDULED
+
+
+def test_one_that_has_no_schedule_any_more_is_kept_running() -> None:
+    life = Life(SCHEDULED).tell(Start())
+    assert life.tell(Revised()).phase() is Phase.SCHEDULED
+    life.policy = PLAIN
+    assert life.tell(Revised()).phase() is Phase.WAITING
+
+
 def test_nothing_starts_before_the_rest_of_the_session_is_gone() -> None:
     life = Life().started().tell(Exited(Exit(1)))
     assert life.phase() is Phase.ENDING
@@ -495,6 +668,9 @@ class World:
         self.ending = False  # the driver was asked for the end of the session
         self.timer: SetTimer | None = None
         self.asked = Probing()
+        self.hooks: set[HookName] = set()
+        self.exit_hook_doomed = False
+        self.hook_ends_late = False  # the end of an on_ready hook that was killed is not told yet
         self.old_timers: list[int] = []
         self.pids = 0
         self.stopped = True  # the last command was a stop
@@ -520,6 +696,7 @@ class World:
                 assert not self.spawning, "two at once asked for"
                 assert not self.alive, "a second live process"
                 assert not self.session, "the session of the former one still lives"
+                assert "on_exit" not in self.hooks, "its last hook still runs"
                 self.spawning = True
                 self.spawned_since_stop += 1
             case SendSignal(number):
@@ -534,6 +711,18 @@ class World:
                 self.timer = action
             case Probing():
                 self.asked = action
+            case RunHook(hook):
+                assert self.alive == (hook == "on_ready")
+                assert not self.session
+                assert hook not in self.hooks, "two of one kind at once"
+                self.hooks.add(hook)
+                self.exit_hook_doomed &= hook != "on_exit"
+            case EndHook("on_exit", number):
+                assert number == signal.SIGKILL
+                self.exit_hook_doomed = True
+            case EndHook("on_ready", number) if number == signal.SIGKILL:
+                self.hook_ends_late |= "on_ready" in self.hooks
+                self.hooks.discard("on_ready")
 
     def _to_ask(self) -> Probing:
         policy, phase = self.life.policy, self.life.phase()
@@ -555,19 +744,28 @@ class World:
         assert self.asked == self._to_ask(), "the wrong probes are asked"
         has_timer = self.timer is not None and self.timer.number == status.number
         match status.phase:
+            case Phase.SCHEDULED:
+                assert status.wanted is Wanted.RUN
+                assert not any((self.alive, self.spawning, self.session, self.hooks))
             case Phase.SPAWNING:
                 assert self.spawning
             case Phase.STARTING | Phase.STOPPING | Phase.BACKOFF | Phase.CRASH_LOOP:
                 assert has_timer, "it could wait for ever"
+            case Phase.RUNNING:
+                assert has_timer or "on_ready" not in self.hooks
             case Phase.KILLING:
                 assert self.doomed
             case Phase.ENDING:
                 assert self.ending
                 assert has_timer or self.session_doomed
+            case Phase.CLEANING:
+                assert self.hooks == {"on_exit"}
+                assert has_timer or self.exit_hook_doomed
             case Phase.STOPPED | Phase.COMPLETED | Phase.FAILED:
                 assert not self.alive
                 assert not self.spawning
                 assert not self.session
+                assert not self.hooks
 
     # What may happen next.
 
@@ -581,10 +779,15 @@ class World:
             possible += ["says", "says that it stops", "asks for time"]
         if self.ending:
             possible.append("session ends")
+        possible += [f"{hook} ends" for hook in sorted(self.hooks)]
+        if self.hook_ends_late:
+            possible.append("on_ready ends late")
         if self.timer is not None:
             possible.append("timer")
         if self.old_timers:
             possible.append("old timer")
+        if self.life.policy.scheduled:
+            possible.append("due")
         if self.life.phase() is Phase.WAITING:
             possible += ["dependencies met", "dependency fails"]
         return possible
@@ -621,6 +824,20 @@ class World:
                 self.feed(StoppingAnnounced())
             case "asks for time":
                 self.feed(TimeoutExtended(1000.0))
+            case "on_exit ends":
+                self.hooks.remove("on_exit")
+                self.feed(HookEnded("on_exit"))
+            case "on_ready ends" | "on_ready ends late":
+                if what.endswith("late"):
+                    self.hook_ends_late = False
+                else:
+                    self.hooks.remove("on_ready")
+                self.feed(HookEnded("on_ready"))
+            case "due":
+                before = self.life.status
+                self.feed(Due())
+                begins = before.phase is Phase.SCHEDULED
+                assert (self.life.status.number != before.number) == begins
             case "dependencies met":
                 self.feed(DependenciesMet())
             case "dependency fails":
@@ -644,6 +861,8 @@ class World:
                 self.move("session ends")
             elif self.doomed and self.alive:
                 self.move("crashes leaving a child")
+            elif "on_exit" in self.hooks and self.exit_hook_doomed:
+                self.move("on_exit ends")
             elif self.timer is not None:
                 self.move("timer")
             else:
@@ -656,8 +875,19 @@ policies = st.builds(
     restart=st.sampled_from(["always", "never", "on-failure"]),
     has_ready=st.booleans(),
     has_alive=st.booleans(),
+    has_on_ready=st.booleans(),
+    has_on_exit=st.booleans(),
+    scheduled=st.booleans(),
 )
-COMMANDS: tuple[Event, ...] = (Start(), Start(), Stop(), Restart(), Revised(), Kill())
+COMMANDS: tuple[Event, ...] = (
+    Start(),
+    Start(),
+    Start(now=True),
+    Stop(),
+    Restart(),
+    Revised(),
+    Kill(),
+)
 
 
 @settings(max_examples=HISTORIES)

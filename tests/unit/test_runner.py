@@ -10,6 +10,7 @@ from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.launching import LauncherLostError, Process
 from meshrun.supervisor.lifecycle import Phase, Policy, Status
 from meshrun.supervisor.lifecycle_events import Event, Exit
+from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.runner import Feed, NotExecutableError, Probing, Runner, Which
 
 # No process has such a number (pid_max), so there is no session of that number either.
@@ -43,6 +44,9 @@ class Body:
         self.heard: list[int] = []
         self.asked: list[Asked] = []
         self.drained = 0
+        self.hooks: list[tuple[events.RunHook, Feed]] = []
+        self.hooks_ended: list[events.EndHook] = []
+        self.hook_problem: Exception | None = None
 
     async def spawn(self) -> Process:
         await asyncio.sleep(0)
@@ -57,6 +61,17 @@ class Body:
 
     def exited(self) -> None:
         self.drained += 1
+
+    def run_hook(self, order: events.RunHook, feed: Feed) -> None:
+        self.hooks.append((order, feed))
+        if self.hook_problem is not None:
+            raise self.hook_problem
+
+    def end_hook(self, order: events.EndHook) -> None:
+        self.hooks_ended.append(order)
+
+    def hook_members(self) -> list[ProcessId]:
+        return []
 
     def probe(self, _which: Which, feed: Feed) -> Probing | None:
         self.asked.append(Asked(feed))
@@ -172,6 +187,26 @@ def test_a_probe_is_asked_while_it_lives_and_no_longer() -> None:
         kept.body.processes[1].exited.set_result(Exit(None, 9))
         await turns()
         assert kept.phase() is Phase.STOPPED
+
+    run(scenario)
+
+
+def test_a_hook_that_cannot_even_be_tried_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        kept = Kept(Policy(has_on_exit=True, restart="never"))
+        reported: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: reported.append(str(context["exception"]))
+        )
+        kept.body.hook_problem = ValueError("a NUL")
+        await kept.start()
+        kept.body.processes[0].exited.set_result(Exit(0))
+        await turns()
+        assert kept.phase() is Phase.COMPLETED
+        assert [order for order, _ in kept.body.hooks] == [
+            events.RunHook("on_exit", Exit(0), again=False)
+        ]
+        assert reported == ["a NUL"]
 
     run(scenario)
 
