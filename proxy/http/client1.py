@@ -45,6 +45,7 @@ class Http1Client(Writer):
         "_going_on",
         "_held",
         "_interims",
+        "_last",
         "_method",
         "_on_closed",
         "_on_idle",
@@ -82,6 +83,7 @@ class Http1Client(Writer):
         self._going_on = False  # with them, in the next turn of the loop
         self._held = False  # by the exchange
         self._sent = True  # the request is complete
+        self._last = False  # it was said to be the last
         self._reusable = True  # as far as the last response says
         self._upgradable = False
         self._interims = 0  # heads that came before the final one
@@ -108,6 +110,7 @@ class Http1Client(Writer):
         """Send a head with `extra` fields; return the upstream, which is this."""
         self._exchange = exchange
         self._method = request.method
+        self._last = head1.has_odd_body(request)
         self._upgradable = bool(request.upgrade)
         self._interims = 0
         self._reading = HEAD
@@ -304,7 +307,7 @@ class Http1Client(Writer):
         return data
 
     def _expect(self, response: Response) -> None:
-        self._reusable = response.keeps_alive and not response.until_close
+        self._reusable = response.keeps_alive and not response.until_close and not self._last
         if response.status == 101:
             if not self._upgradable:
                 raise HttpError(502, "101 came, and no other protocol was asked for")

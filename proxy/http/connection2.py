@@ -82,7 +82,7 @@ class Connection(Generic[StreamT]):
         self._frames = Frames(of_client=not client)
         self._streams: dict[int, StreamT] = {}
         self._turns: deque[Stream] = deque()  # those that have something to send
-        self._starved: list[Stream] = []  # and of them those that wait for the connection's window
+        self._starved: deque[Stream] = deque()  # those that wait for the connection's window
         self._given: list[Stream] = []  # those that were given something since the last flush
         self._emptied: deque[Stream] = deque()  # those that can take more again
         self._touched: list[Stream] = []  # those with something to be handed on and flushed
@@ -253,7 +253,7 @@ class Connection(Generic[StreamT]):
             self._flushing = False
 
     def _flush_once(self) -> None:
-        if self._turns:
+        if self._turns or self._starved:
             self._take_turns()
         self._write()
         while self._given:
@@ -302,15 +302,22 @@ class Connection(Generic[StreamT]):
     # Sending.
 
     def _take_turns(self) -> None:
-        turns, link = self._turns, self._link
+        turns, starved, link, h2 = self._turns, self._starved, self._link, self._h2
         batch = 0
-        while turns and not self._over:
+        while not self._over:
             if batch >= BATCH_BYTES:
                 self._write()
                 batch = 0
             if link.clogged:
                 break
-            stream = turns.popleft()
+            # Those that have waited longest first, and no more of them than there is window for: a
+            # peer that gives a byte at a time would else have each of a thousand looked at for it.
+            if starved and h2.outbound_flow_control_window > 0:
+                stream = starved.popleft()
+            elif turns:
+                stream = turns.popleft()
+            else:
+                break
             stream.turning = False
             batch += self._take_turn(stream)
 
@@ -441,14 +448,10 @@ class Connection(Generic[StreamT]):
             self._obey_other(event)
 
     def _take_window(self, number: int) -> None:
-        if number:
-            stream = self._streams.get(number)
-            if stream is not None and stream.chunks and not stream.turning:
-                stream.turning = True
-                self._turns.append(stream)
-        else:
-            self._turns.extend(self._starved)
-            self._starved.clear()
+        stream = self._streams.get(number)
+        if stream is not None and stream.chunks and not stream.turning:
+            stream.turning = True
+            self._turns.append(stream)
 
     def _take_trailers(self, stream: StreamT, event: TrailersReceived) -> None:
         try:

@@ -58,9 +58,10 @@ BLOCK_LIMIT_FRAMES = 32
 
 SETTINGS_LIMIT = 64
 
-# Frames that move nothing: nghttp2 and Envoy send away whoever sends some thousand of them. A peer
-# that does something has more to say: Envoy grants 10 window updates for a frame of data.
-MOST_IDLE_FRAMES = 1000.0
+# Frames that move nothing: nghttp2 and Envoy send away whoever sends some thousand of them; here it
+# is more than there may be streams, which may all be reset at once. A peer that does something has
+# more to say: Envoy grants 10 window updates for a frame of data.
+MOST_IDLE_FRAMES = 1500.0
 IDLE_FRAMES_PER_S = 100.0
 IDLE_FRAMES_PER_HEAD = 10.0
 IDLE_FRAMES_PER_DATA_SENT = 10.0

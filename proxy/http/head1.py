@@ -43,6 +43,7 @@ from meshrun.proxy.http.target import normalise_authority, split_target
 __all__ = [
     "find_head",
     "forget_lines",
+    "has_odd_body",
     "parse_request",
     "parse_response",
     "write_request",
@@ -52,7 +53,8 @@ __all__ = [
 # A colon, a blank and the end of a line.
 _FIELD_OVERHEAD_BYTES = 4
 
-# RFC 9110 8.6: these say so when they have no body.
+# RFC 9110 8.6: these say so when they have no body. Behind any other an app may expect none, leave
+# it unread, and take it for its next request (RFC 9110 9.3.1; `http.server` does).
 _METHODS_WITH_BODY = frozenset({"PATCH", "POST", "PUT"})
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -244,10 +246,19 @@ def _no_request_line(line: str) -> HttpError:
 # Writing.
 
 
+def has_odd_body(request: Request) -> bool:
+    """Whether a request has a body that its method gives no meaning to.
+
+    It must be the last of its connection: who does not expect it may see a request in it.
+    """
+    return request.framing is not NO_BODY and request.method not in _METHODS_WITH_BODY
+
+
 def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> bytes:
     """Return the head of a request on HTTP/1.1, with `extra` behind its fields.
 
     Without a body, POST, PUT and PATCH say `Content-Length: 0`, whether or not it was said before.
+    One that `has_odd_body` says that it is the last.
     An empty authority, which only HTTP/1.0 can have, becomes an empty Host (RFC 9112 3.2).
     Raises HttpError (400) for a request of which a part would read as something else.
     """
@@ -264,11 +275,15 @@ def write_request(request: Request, extra: Sequence[tuple[str, str]] = ()) -> by
         lines.append("Transfer-Encoding: chunked")
     elif request.method in _METHODS_WITH_BODY:
         lines.append("Content-Length: 0")
+    options = ["TE"] if request.takes_trailers else []
+    if has_odd_body(request):
+        options.append("close")
     if request.upgrade:
-        lines.append("Connection: TE, Upgrade" if request.takes_trailers else "Connection: Upgrade")
+        options.append("Upgrade")
+    if options:
+        lines.append(f"Connection: {', '.join(options)}")
+    if request.upgrade:
         lines.append(f"Upgrade: {request.upgrade}")
-    elif request.takes_trailers:
-        lines.append("Connection: TE")
     # What came over HTTP/2 has not been through the grammar of this version (RFC 9113 10.3); a line
     # that is known has.
     if _request_lines.get(start) is None and not _request_line.fullmatch(start):

@@ -20,6 +20,7 @@ __all__ = [
     "DECODED_LIMIT_BYTES",
     "DECODED_LIMIT_FIELDS",
     "FIELD_OVERHEAD_BYTES",
+    "MOST_SIZE_CHANGES",
     "Decoder",
     "Encoder",
     "Field",
@@ -35,6 +36,10 @@ FIELD_OVERHEAD_BYTES = 32
 # as it has parts (RFC 9113 8.2.3), which browsers limit to 180.
 DECODED_LIMIT_BYTES = HEAD_LIMIT_BYTES * 3 // 2
 DECODED_LIMIT_FIELDS = FIELD_LIMIT * 4
+
+# Changes of the table's size before the first field: two say all (RFC 7541 4.2), hpack says each
+# that there was. Each costs as much as a field, and a block has room for a hundred thousand.
+MOST_SIZE_CHANGES = 64
 
 # Of an integer: enough for 32 bits, as hpack.
 _MOST_BITS = 28
@@ -65,7 +70,7 @@ class Decoder(hpack.Decoder):
         """Return the fields in `data` as bytes, whatever `raw` says."""
         entries = self.header_table.dynamic_entries
         fields: list[HeaderTuple] = []
-        at, end, size = 0, len(data), 0
+        at, end, size, changes = 0, len(data), 0, 0
         while at < end:
             first = data[at]
             if first >= 0x80:
@@ -81,6 +86,9 @@ class Decoder(hpack.Decoder):
             elif first & 0xE0 == 0x20:
                 if fields:
                     raise HPACKDecodingError("the size of the table changes behind a field")
+                changes += 1
+                if changes > MOST_SIZE_CHANGES:
+                    raise HPACKDecodingError("the size of the table changes too often")
                 at += self._update_encoding_context(data[at : at + 8])
                 continue
             else:

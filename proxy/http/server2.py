@@ -21,11 +21,15 @@ from meshrun.proxy.http.stream2 import Stream
 __all__ = ["Http2Server"]
 
 # Requests that are given up before there is an answer, by the peer (CVE-2023-44487) or since it
-# broke the protocol (CVE-2025-8671): they cost the app more than the peer. What is no request is
-# one of them, and costs this side more than the peer: a head over the limit is decoded first.
-# nghttp2 grants 1000 and 33 a second; an app's answer that is heard out pays for one as well.
-MOST_GIVEN_UP = 500.0
+# broke the protocol (CVE-2025-8671): they cost the app more than the peer. All that are under way
+# may be given up at once, and some more: a caller has gone, whose sidecar carries others over the
+# same connection. nghttp2 grants 1000 and 33 a second; an app's answer that is heard out pays for
+# one as well.
+MOST_GIVEN_UP = MOST_STREAMS + 500.0
 GIVEN_UP_PER_S = 33.0
+
+# What is no request is like so many: a head over the limit is decoded before that is known.
+GIVEN_UP_PER_REFUSED = 3.0
 
 # How long a peer has to answer that it has heard that it shall open no more streams; those which it
 # opened before are taken (RFC 9113 6.8).
@@ -91,7 +95,7 @@ class Http2Server(Connection["_ServerStream"]):
         except HttpError as error:
             self._handler.refused(error.status, str(error), begun=False)
             self._refuse(stream, fields, error)
-            self._give_up()
+            self._give_up(GIVEN_UP_PER_REFUSED)
             return
         if request.framing is COUNTED:
             stream.expected = request.length
@@ -122,8 +126,8 @@ class Http2Server(Connection["_ServerStream"]):
         super()._unfit(stream, reason)
         self._give_up()
 
-    def _give_up(self) -> None:
-        if not self._given_up.spend(time.monotonic()):
+    def _give_up(self, count: float = 1.0) -> None:
+        if not self._given_up.spend(time.monotonic(), count):
             raise Http2Error(
                 ErrorCodes.ENHANCE_YOUR_CALM, "cannot take so many requests that are given up"
             )

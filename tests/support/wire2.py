@@ -10,10 +10,12 @@ from h2.events import (
     Event,
     RequestReceived,
     ResponseReceived,
+    SettingsAcknowledged,
     StreamEnded,
     StreamReset,
     TrailersReceived,
 )
+from h2.settings import SettingCodes
 from hpack.struct import NeverIndexedHeaderTuple
 from support.wire import Answer, Wire
 
@@ -85,6 +87,13 @@ class Wire2:
         """Send a whole response."""
         self.head(number, [(":status", str(status))])
         self.say(number, body, end=True)
+
+    def allow_streams(self, most: int) -> None:
+        """Let the other side open `most` streams, and wait until it knows."""
+        self.hear(SettingsAcknowledged)
+        self.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: most})
+        self._send()
+        self.hear(SettingsAcknowledged)
 
     def hear(self, kind: type[E], number: int | None = None) -> E:
         """Return the next event of `kind`, of a stream or of any; others are kept."""

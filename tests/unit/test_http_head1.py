@@ -19,6 +19,7 @@ from meshrun.proxy.http.fields2 import read_request
 from meshrun.proxy.http.head1 import (
     find_head,
     forget_lines,
+    has_odd_body,
     parse_request,
     parse_response,
     write_request,
@@ -743,12 +744,14 @@ def test_a_request_is_written_with_its_host_first() -> None:
 def test_a_request_says_how_its_body_is_framed(method: str) -> None:
     wanted = ASKED(method=method)
     start = f"{method} / HTTP/1.1\r\nHost: a\r\n".encode()
-    zero = b"Content-Length: 0\r\n" if method in ("POST", "PUT", "PATCH") else b""
+    has_one = method in ("POST", "PUT", "PATCH")
+    zero = b"Content-Length: 0\r\n" if has_one else b""
     assert write_request(wanted) == start + zero + b"\r\n"
+    end = b"\r\n" if has_one else b"Connection: close\r\n\r\n"
     wanted.framing, wanted.length = Framing.LENGTH, 17
-    assert write_request(wanted) == start + b"Content-Length: 17\r\n\r\n"
+    assert write_request(wanted) == start + b"Content-Length: 17\r\n" + end
     wanted.framing = Framing.STREAM
-    assert write_request(wanted) == start + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert write_request(wanted) == start + b"Transfer-Encoding: chunked\r\n" + end
 
 
 def test_an_upgrade_of_who_takes_trailers_names_both_in_one_connection() -> None:
@@ -879,7 +882,7 @@ def test_a_request_that_is_written_and_read_is_the_same(line: str, fields: list[
         *("expects_continue",),
     ):
         assert getattr(second, attribute) == getattr(first, attribute), attribute
-    assert second.keeps_alive
+    assert second.keeps_alive is not has_odd_body(first)
     assert second.minor_version == 1
 
 

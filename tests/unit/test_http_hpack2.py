@@ -2,7 +2,7 @@
 
 import hpack
 import pytest
-from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.exceptions import HPACKDecodingError, HPACKError, OversizedHeaderListError
 from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from meshrun.proxy.http.hpack2 import (
     DECODED_LIMIT_BYTES,
     DECODED_LIMIT_FIELDS,
+    MOST_SIZE_CHANGES,
     Decoder,
     Encoder,
     Field,
@@ -68,6 +69,14 @@ def test_whatever_comes_is_read_as_the_library_reads_it(blocks: list[bytes]) -> 
                 ours.decode(block)
             return
         assert told(ours.decode(block)) == expected
+
+
+def test_block_that_changes_the_table_again_and_again() -> None:
+    # A byte is a change, and a block of them would have the loop for a tenth of a second.
+    decoder = Decoder()
+    assert decoder.decode(b"\x20" * MOST_SIZE_CHANGES + b"\x82") == [(b":method", b"GET")]
+    with pytest.raises(HPACKDecodingError):
+        decoder.decode(b"\x20" * (MOST_SIZE_CHANGES + 1) + b"\x82")
 
 
 def test_fields_that_have_left_the_table_are_not_kept() -> None:
