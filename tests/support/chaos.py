@@ -31,6 +31,7 @@ OPERATOR_S = (0.1, 1.0)
 # How long who is stopped (SIGSTOP) stays so.
 LONGEST_STOPPED_S = 3.0
 LONGEST_DENIED_S = 1.5
+LONGEST_TAPPED_S = 1.0
 MOST_INSTANCES = 4
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
@@ -144,6 +145,7 @@ class Chaos:
             *(self._change, self._change, self._resize, self._toggle_extra, self._break_file),
             *(self._scale, self._restart, self._restart, self._rotate, self._rotate),
             *(self._deny, self._deny, self._allow, self._look, self._mend),
+            *(self._borrow, self._tap),
         )
         # Each of them once before any twice.
         order = rng.sample(repertoire, len(repertoire))
@@ -254,6 +256,21 @@ class Chaos:
         client.why(rng.choice(rows).app)
         client.metrics()
         return f"look at {len(rows)} instances"
+
+    def _borrow(self, _rng: Random) -> str:
+        """Have a one-off command, whose holder goes at once."""
+        one_off, lines = self._mesh.client.begin_one_off("caller", "true")
+        lines.close()
+        return f"run {one_off.instance}"
+
+    def _tap(self, rng: Random) -> str:
+        source, destination = rng.choice(PAIRS)
+        if source == "extra":
+            source = "*"
+        lines = self._mesh.client.tap(source, destination)
+        self._over.wait(rng.uniform(0.0, LONGEST_TAPPED_S))
+        lines.close()
+        return f"tap {source} {destination}"
 
     def _mend(self, _rng: Random) -> str:
         return f"start {self._start_failed()}"
