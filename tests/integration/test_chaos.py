@@ -99,10 +99,12 @@ def footprint(mesh: Mesh) -> Footprint:
 
 def growth(mesh: Mesh, before: Footprint) -> list[str]:
     """Return what the mesh takes more than `before`, and goes on taking."""
-    found: list[str] = []
+    after, found = before, [""]
 
     def none() -> bool:
-        found[:] = grown(before, Footprint.of(mesh))
+        nonlocal after
+        after = Footprint.of(mesh)
+        found[:] = grown(before, after)
         return not found
 
     with silence(mesh):
@@ -110,6 +112,8 @@ def growth(mesh: Mesh, before: Footprint) -> list[str]:
             until(none, "no more than before")
         except AssertionError:
             return [f"left: {said}" for said in found]
+        finally:
+            print(f"before: {before}\nafter: {after}")
     return []
 
 
@@ -127,11 +131,21 @@ def calm(mesh: Mesh) -> list[str]:
 
 
 def unheard_of(mesh: Mesh) -> list[str]:
-    """Return what the command tells of the last events that who followed has not heard."""
+    """Return what the command tells of the last events that who followed does not hear."""
     said = mesh.cli("events", "--json", "-n", "200", check=True).stdout.splitlines()
     events = [msgspec.json.decode(line, type=Event) for line in said]
-    heard = mesh.happened
-    return [f"not followed: {event}" for event in events if event not in heard]
+    missing = list(events)
+
+    def none() -> bool:
+        heard = mesh.happened
+        missing[:] = [event for event in events if event not in heard]
+        return not missing
+
+    try:
+        until(none, "the followed events")
+    except AssertionError:
+        return [f"not followed: {event}" for event in missing]
+    return []
 
 
 def said_by_mistake(mesh: Mesh) -> list[str]:
