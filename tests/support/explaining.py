@@ -19,8 +19,8 @@ __all__ = ["Call", "Denial", "Trouble", "complaints", "service", "troubles"]
 NOTICED_S = 1.0
 # How long callers may still feel what is over: all sidecars must have heard of it.
 SPREAD_S = 1.0
-# Denials are summed up, and told a second later.
-SUMMED_S = 2.0
+# Denials are summed up and told a second later, or when who tells them is no longer stopped.
+SUMMED_S = 6.0
 
 # From the first of these until one of the others an instance is not what its callers may rely on.
 ILL = ("exited", "killing", "not-alive", "not-ready", "not-drained", "stopping", "backoff")

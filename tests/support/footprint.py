@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Footprint:
 
     sessions: Mapping[str, int]
     strays: int
-    descriptors: Mapping[str, int]
+    descriptors: Mapping[str, Mapping[str, int]]
     memory_bytes: Mapping[str, int]
     files: Mapping[str, int]
     cgroups: frozenset[str] = field(default_factory=frozenset)
@@ -42,11 +42,13 @@ class Footprint:
         started = {each.name: each.pid for each in run.processes}
         ours = {"supervisor": mesh.supervisor_pid, "launcher": mesh.launcher_pid}
         ours |= {name: pid for name, pid in started.items() if name.startswith("sidecar ")}
+        # Opened at the first line, whenever that comes: those of who is no more are to be closed.
+        logs = {f"{name}.log" for name in started}
         children = set(processes.children(mesh.launcher_pid))
         return cls(
             sessions={name: mesh.session_size(pid) for name, pid in started.items()},
             strays=len(children - set(started.values())),
-            descriptors={name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in ours.items()},
+            descriptors={name: _descriptors(pid, logs) for name, pid in ours.items()},
             memory_bytes={name: _memory_bytes(pid) for name, pid in ours.items()},
             files={str(path): path.stat().st_size for path in _files(mesh.state_path)},
             cgroups=_cgroups(run.cgroup),
@@ -59,9 +61,10 @@ def grown(before: Footprint, after: Footprint) -> Iterator[str]:
         yield f"processes: {_differences(before.sessions, after.sessions)}"
     if after.strays > before.strays:
         yield f"processes that the launcher has not started: {before.strays}, then {after.strays}"
-    for name, number in after.descriptors.items():
-        if number > before.descriptors.get(name, 0):
-            yield f"descriptors of {name}: {before.descriptors.get(name)}, then {number}"
+    for name, now in after.descriptors.items():
+        then = before.descriptors.get(name, {})
+        if sum(now.values()) > sum(then.values()):
+            yield f"descriptors of {name}: {_differences(then, now)}"
     for name, size in after.memory_bytes.items():
         first, most = before.memory_bytes.get(name, 0), MOST_GROWTH_BYTES[name.partition(" ")[0]]
         if size - first > most:
@@ -84,6 +87,15 @@ def _grown_files(before: Mapping[str, int], after: Mapping[str, int]) -> Iterato
 def _differences(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     more, less = Counter(after), Counter(before)
     return f"more {dict(more - less)}, less {dict(less - more)}"
+
+
+def _descriptors(pid: int, spared: Collection[str]) -> Mapping[str, int]:
+    """Return how many descriptors a process has of each kind: sockets, pipes, each file."""
+    folder = Path("/proc", str(pid), "fd")
+    targets = (os.readlink(each) for each in folder.iterdir())
+    return Counter(
+        target.partition(":[")[0] for target in targets if Path(target).name not in spared
+    )
 
 
 def _memory_bytes(pid: int) -> int:

@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 BEFORE = Footprint(
     sessions={"web.1": 1, "sidecar web.1": 1},
     strays=1,
-    descriptors={"supervisor": 40, "launcher": 8, "sidecar web.1": 12},
+    descriptors={"supervisor": {"socket": 30}, "launcher": {"pipe": 2}, "sidecar web.1": {}},
     memory_bytes={"supervisor": 50 * MIB, "launcher": 12 * MIB, "sidecar web.1": 14 * MIB},
     files={"/s/run.json": 900, "/s/state.db": MIB, "/s/logs/web.1.log": 10 * MIB},
     cgroups=frozenset({"app-web.1"}),
@@ -23,7 +23,7 @@ def found(**changes: object) -> list[str]:
 
 def test_the_same_and_less_is_no_leak() -> None:
     assert found() == []
-    less = {"supervisor": 39, "launcher": 8, "sidecar web.1": 10}
+    less = {"supervisor": {"socket": 28, "pipe": 2}, "launcher": {}}
     assert found(strays=0, descriptors=less, cgroups=frozenset(), files={}) == []
 
 
@@ -33,7 +33,10 @@ def test_the_same_and_less_is_no_leak() -> None:
         ({"sessions": {"web.1": 2, "sidecar web.1": 1}}, "processes: more {'web.1': 1}, less {}"),
         ({"sessions": {"web.1": 1}}, "processes: more {}, less {'sidecar web.1': 1}"),
         ({"strays": 2}, "processes that the launcher has not started: 1, then 2"),
-        ({"descriptors": {"launcher": 9}}, "descriptors of launcher: 8, then 9"),
+        (
+            {"descriptors": {"launcher": {"pipe": 2, "/a": 1}}},
+            "descriptors of launcher: more {'/a': 1}, less {}",
+        ),
         (
             {"memory_bytes": {"sidecar web.1": 64 * MIB}},
             "memory of sidecar web.1: 14.0 MiB, then 64.0",
