@@ -2,6 +2,7 @@
 # make test      everything that must hold, under 5 minutes on two cores
 # make test-long the long tests whole, under 20
 # make histories 100,000 random histories of the state machine instead of 1,000, a quarter of an hour; N=…
+# make chaos     a quarter of an hour of kills, stops and changes at once; SECONDS=… SEED=…
 # make lint      format, lint, types, import directions
 # make bench     the comparisons of docs/benchmarks.md, twenty minutes or more; also ARGS=--quick
 # make peers     what they compare with, and some tests talk to: apt-get as root, PyPI into .venv
@@ -16,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Debian has of the peers, of what loads them, and what reads the units of systemd.
 PEERS := haproxy nginx libnginx-mod-stream openssl stunnel4 wrk apache2-utils nghttp2-client systemd
 
-.PHONY: install up test test-long histories lint format bench peers clean
+.PHONY: install up test test-long histories chaos lint format bench peers clean
 
 install: $(VENV)/installed
 
@@ -49,6 +50,13 @@ N ?= 100000
 histories: $(VENV)/installed-dev
 	MESHRUN_TEST_HISTORIES=$(N) $(PYTEST) --timeout 0 -k whatever_happens \
 		tests/unit/test_lifecycle.py tests/unit/test_histories.py
+
+# Everything that can happen to a mesh, at the same time; it prints the seed of what it did.
+SECONDS ?= 900
+SEED ?=
+chaos: $(VENV)/installed-dev
+	MESHRUN_TEST_LONG=1 MESHRUN_CHAOS_S=$(SECONDS) MESHRUN_CHAOS_SEED=$(SEED) \
+		$(BIN)/python -m pytest -rP tests/integration/test_chaos.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

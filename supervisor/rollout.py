@@ -294,10 +294,14 @@ class Rollout:
             self._control.restore([name])
 
     def _try_again(self) -> None:
-        """Start those that failed only because others had: these are other ones now."""
-        for app in self._fleet.apps.values():
-            if app.status.phase is Phase.FAILED and app.status.cause:
-                app.feed(events.Start())
+        """Start those that failed only because others had, unless these are failed still."""
+        plan = self._fleet.plan
+        for layer in _layers(plan, self._fleet.apps):
+            for instance in (i for service in layer for i in plan.of(service)):
+                app = self._fleet.apps[instance.name]
+                failed = app.status.phase is Phase.FAILED and app.status.cause
+                if failed and not self._dependants.verdict(instance.name).hopeless:
+                    app.feed(events.Start())
 
     # Single acts.
 

@@ -1,4 +1,7 @@
-"""What people suffer most with process managers, each named after what must happen instead."""
+"""What people suffer most with process managers when something ends.
+
+Each is named after what must happen instead; the table of all of them is docs/complaints.md.
+"""
 
 import os
 import signal

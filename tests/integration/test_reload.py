@@ -317,6 +317,25 @@ def test_who_failed_because_another_had_failed_gets_a_try_when_that_is_mended(
         mesh.wait_for(lambda rows: rows["client.1"].ready)
 
 
+def test_who_failed_because_another_had_failed_is_left_alone_while_that_is_so(
+    tmp_path: Path,
+) -> None:
+    broken = BASE.replace("--mode name", "--no-such-flag").replace(
+        READY, f'{READY}\nrestart = "never"'
+    )
+    first = "depends_on = ['server']"
+    last = EXTRA.replace("extra", "last") + "depends_on = ['client']\n"
+    with Mesh(tmp_path, broken + first + last + EXTRA) as mesh:
+        mesh.up(wait=False)
+        mesh.await_event("failed", "last.1")
+        reload(mesh, broken + first + last + EXTRA + "env = { A = '1' }\n")
+        failed = [event.subject for event in mesh.events("failed")]
+        assert sorted(failed) == ["client.1", "last.1", "server.1"]
+        mended = broken.replace("--no-such-flag", "--mode name")
+        reload(mesh, mended + first + last + EXTRA)
+        mesh.wait_for(lambda rows: rows["last.1"].ready)
+
+
 def test_new_apps_start_along_the_graph(tmp_path: Path) -> None:
     slow = EXTRA.replace("--mode name", "--listen-after 0.5") + READY + "\n"
     last = EXTRA.replace("extra", "last") + "depends_on = ['extra']\n"

@@ -27,7 +27,7 @@ from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.statedir import StateDir
 
-__all__ = ["APPS", "PATIENCE_S", "Foreground", "Mesh"]
+__all__ = ["APPS", "LOOK_AGAIN_S", "PATIENCE_S", "Foreground", "Mesh"]
 
 APPS = Path(__file__).parent.parent / "apps"
 # How long anything may take before a test gives up: a loaded machine is slow, not wrong.
@@ -287,6 +287,12 @@ class Mesh:
             return [e for e in happened if e.at >= self._since and _is(e, kind, subject)]
         with self._news:
             return [e for e in self._happened if _is(e, kind, subject)]
+
+    @property
+    def happened(self) -> list[Event]:
+        """All that was seen to happen since `follow`, however much."""
+        with self._news:
+            return list(self._happened)
 
     def await_event(
         self,

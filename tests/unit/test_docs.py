@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+COMPLAINTS = ROOT / "docs" / "complaints.md"
 DOCUMENTS = (README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # Each table of the README's reference, by its heading, and the keys that the parser takes there.
@@ -203,6 +204,27 @@ def test_the_table_of_commands_has_every_command() -> None:
     documented = section(README, "Commands")
     for name in program.list_commands(click.Context(program)):
         assert f"`meshrun {name}" in documented
+
+
+def all_tests(pattern: str) -> set[str]:
+    """The names of all tests in files of a pattern."""
+    return {
+        name
+        for file in (ROOT / "tests").rglob(pattern)
+        for name in re.findall(r"^def (test_\w+)", text(file), re.MULTILINE)
+    }
+
+
+def test_every_test_that_shows_what_becomes_of_a_complaint_exists() -> None:
+    named = re.findall(r"`(test_\w+)`", text(COMPLAINTS))
+    assert set(named) - all_tests("test_*.py") == set()
+    assert all_tests("test_common_complaints*.py") - set(named) == set()
+
+
+def test_each_complaint_has_a_row_with_a_test() -> None:
+    rows = re.findall(r"^\| (\d+) \|(.*)$", text(COMPLAINTS), re.MULTILINE)
+    assert sorted(int(number) for number, _ in rows) == list(range(1, 26))
+    assert all("`test_" in row.rpartition(" | ")[2] for _, row in rows)
 
 
 def anchors(document: Path) -> set[str]:
