@@ -4,6 +4,7 @@
 what lives at a moment allows that.
 """
 
+import contextlib
 import os
 import socket
 import time
@@ -21,8 +22,9 @@ from support.mesh import LOOK_AGAIN_S, PATIENCE_S, Mesh
 from support.sampling import SEED, WHOLE
 from support.town import CALLERS, FOREVER_DENIED, Town
 
-from meshrun.supervisor import logs
 from meshrun.supervisor.cli.records import Event
+from meshrun.supervisor.logreading import Reader
+from meshrun.supervisor.logs import MESH
 
 STORM_S = float(os.environ.get("MESHRUN_CHAOS_S") or (60.0 if WHOLE else 8.0))
 # Before anything is compared, all shall be there that is made at its first use.
@@ -150,7 +152,11 @@ def unheard_of(mesh: Mesh) -> list[str]:
 
 def said_by_mistake(mesh: Mesh) -> list[str]:
     """Return what meshrun never says of itself when all is well."""
-    said = [line.text for line in logs.tail(mesh.state, logs.MESH, None)]
+    said = []
+    with contextlib.closing(Reader(mesh.state)) as reader:
+        reader.add([MESH])
+        while batch := reader.read():
+            said += [line.text for line in batch]
     mistakes = ("internal error", "unexpected error", "Traceback", "cannot write")
     # What it quotes of the apps' last lines is indented.
     return [

@@ -92,7 +92,7 @@ class Wire2:
         """Let the other side open `most` streams, and wait until it knows."""
         self.hear(SettingsAcknowledged)
         self.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: most})
-        self._send()
+        self.flush()
         self.hear(SettingsAcknowledged)
 
     def hear(self, kind: type[E], number: int | None = None) -> E:
