@@ -32,12 +32,17 @@ def shell(script: str) -> str:
     return f"""["sh", "-c", '''{script.replace("$", "$$")}''']"""
 
 
+def said(mesh: Mesh, hook: str) -> list[str]:
+    """Return the lines of a hook in the log of its app."""
+    mark = f"[{hook}] "
+    lines = mesh.output("web.1")
+    return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+
+
 def hook_pid(mesh: Mesh, hook: str) -> int:
     """Return the process id that a hook has written as its first line."""
-    mark = f"[{hook}] "
-    wait_until(lambda: any(line.startswith(mark) for line in mesh.output("web.1")), f"{hook} runs")
-    line = next(line for line in mesh.output("web.1") if line.startswith(mark))
-    return int(line.removeprefix(mark))
+    wait_until(lambda: bool(said(mesh, hook)), f"{hook} runs")
+    return int(said(mesh, hook)[0])
 
 
 def test_a_hook_runs_as_the_app_does_and_its_output_is_in_the_apps_log(tmp_path: Path) -> None:
@@ -50,8 +55,7 @@ def test_a_hook_runs_as_the_app_does_and_its_output_is_in_the_apps_log(tmp_path:
         mesh.up()
         done = mesh.await_event("hook", "web.1")
         assert done.message == "hook on_ready of web.1 succeeded"
-        said = [line for line in mesh.output("web.1") if line.startswith("[")]
-        assert said == [f"[on_ready] {tmp_path}/sub hi on_ready", "[on_ready] oh"]
+        assert said(mesh, "on_ready") == [f"{tmp_path}/sub hi on_ready", "oh"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_the_hook_of_an_exit_is_told_how_and_ends_before_the_next_start(
         mesh.up()
         mesh.kill(mesh.instance("web.1").pid, number)
         mesh.await_event("started", "web.1", number=2)
-        assert mesh.output("web.1")[1:3] == [f"[on_exit] {told}", "[on_exit] done"]
+        assert said(mesh, "on_exit") == [told, "done"]
 
 
 def test_a_hook_runs_at_a_stop_too_and_before_the_run_ends(tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_a_hook_of_one_that_is_ready_ends_with_it_and_runs_again_for_the_next(
         mesh.kill(mesh.instance("web.1").pid)
         failed = mesh.await_event("hook-failed", "web.1")
         assert failed.message.endswith("ended with its instance")
-        wait_until(lambda: len(mesh.output("web.1")) >= 4, "it runs again")
+        wait_until(lambda: len(said(mesh, "on_ready")) == 2, "it runs again")
         assert not processes.session_members(first)
 
 
@@ -198,8 +202,7 @@ def test_a_changed_hook_is_taken_up_without_a_restart(tmp_path: Path) -> None:
         assert mesh.instance("web.1").pid == pid
         mesh.kill(pid)
         mesh.await_event("started", "web.1", number=2)
-        assert "[on_exit] new" in mesh.output("web.1")
-        assert "[on_exit] old" not in mesh.output("web.1")
+        assert said(mesh, "on_exit") == ["new"]
 
 
 def test_nothing_is_left_of_hooks_when_the_supervisor_is_killed(tmp_path: Path) -> None:
