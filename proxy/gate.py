@@ -131,9 +131,14 @@ class Gate:
         self._connections.add(call)
         return call
 
-    def admit(self, caller: Caller, cut: Callable[[str], object]) -> Call | Refusal:
-        """Let a connection in whose requests are judged one by one, if there is room for it."""
-        if self._full():
+    def admit(
+        self, caller: Caller, cut: Callable[[str], object], make_room: Callable[[], bool]
+    ) -> Call | Refusal:
+        """Let a connection in whose requests are judged one by one, if there is room for it.
+
+        `make_room` is asked for the place of another, and returns whether it has cut one.
+        """
+        if self._full() and not make_room():
             self._complain_of_room()
             return Refusal.BUSY
         call = Call(caller, cut)

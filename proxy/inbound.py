@@ -169,7 +169,7 @@ class Inbound:
 
     def _serve_requests(self, peer: _Peer) -> None:
         link = StreamLink(early=False)
-        call = self._gate.admit(peer.caller, lambda _: link.reset())
+        call = self._gate.admit(peer.caller, lambda _: link.reset(), self._http.make_room)
         if isinstance(call, Refusal):
             sockets.reset(peer.secured.sock)
             return

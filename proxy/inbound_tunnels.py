@@ -144,7 +144,7 @@ class InboundTunnels:
 
     def _serve_requests(self, tunnel: InboundTunnel) -> None:
         # Who calls is judged with each request, and the app dialled for the first that is let in.
-        call = self._gate.admit(tunnel.caller, tunnel.cut)
+        call = self._gate.admit(tunnel.caller, tunnel.cut, self._http.make_room)
         if isinstance(call, Refusal):
             tunnel.refuse(call, TEXTS[call])
             return

@@ -301,6 +301,8 @@ class Matcher:
                 raise _UnclearError("no condition")
         except _UnclearError:
             self._always = permission.action == "deny"
+        if self._prefix == "/" and permission.action == "deny":
+            self._prefix = ""  # every request is meant, and the target of `OPTIONS *` is no path
 
     def matches(self, request: Asked, fields: Fields) -> bool:
         """Tell whether the permission is about `request`, whose `fields` are given apart."""

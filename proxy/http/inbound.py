@@ -40,6 +40,11 @@ APP_IDLE_S = 60.0
 # Apache's HttpClient distrusts a connection after 2 s.
 TRUSTED_S = 1.0
 
+# Where there is no place left, a connection gives its own up over which nothing was asked for so
+# long. Only requests that may be made count: else callers that are denied could hold all places.
+# An honest one soon has another.
+SPARE_S = 1.0
+
 DENIED = "this call is not allowed here"
 EXPIRED = "the caller's certificate has expired"
 
@@ -75,6 +80,13 @@ class HttpInbound:
         session = _Session(self, caller, call)
         call.cut = session.reset
         session.serve(link, self.protocol)
+
+    def make_room(self) -> bool:
+        """Cut a connection that can be spared; return whether there was one."""
+        if not self.sessions.cut_spare(SPARE_S):
+            return False
+        self.failed("a connection without requests had to make room for another (max_connections)")
+        return True
 
     def rotate(self) -> None:
         """Take no more requests over connections under an old leaf; those under way go on."""
@@ -128,6 +140,21 @@ class _Session(Session):
         self._clients2: set[Http2Client] = set()
         self._dialling: asyncio.Task[None] | None = None
         self._waiting: list[_Exchange] = []
+        self._let_in = 0  # requests under way
+        self._spare_since = time.monotonic()
+
+    def spare_s(self) -> float:
+        """Return for how long no request was under way that may be made, 0 where one is."""
+        return 0.0 if self._let_in else time.monotonic() - self._spare_since
+
+    def let_in(self) -> None:
+        """A request may be made, and is under way."""
+        self._let_in += 1
+
+    def let_out(self, now: float) -> None:
+        """It is over."""
+        self._let_in -= 1
+        self._spare_since = now
 
     # The server's handler.
 
@@ -283,6 +310,7 @@ class _Exchange(Relay):
         "_dialling",
         "_dry_run",
         "_failure",
+        "_let_in",
         "_session",
         "caller",
     )
@@ -296,6 +324,7 @@ class _Exchange(Relay):
         self._again = False
         self._denied = False
         self._dry_run = False
+        self._let_in = False
         self._failure = ""
 
     @property
@@ -317,6 +346,8 @@ class _Exchange(Relay):
         decision = inbound.gate.judge(self)
         if decision.allowed:
             self._dry_run = decision.dry_run
+            self._let_in = True
+            session.let_in()
             session.forward(self)
         else:
             self._deny()
@@ -387,7 +418,10 @@ class _Exchange(Relay):
         inbound = session.inbound
         gate = inbound.gate
         gate.done(self)
-        duration_s = time.monotonic() - self.began
+        now = time.monotonic()
+        if self._let_in:
+            session.let_out(now)
+        duration_s = now - self.began
         service = gate.snapshot.service
         ledger = inbound.ledger
         ledger.exchanged(

@@ -36,8 +36,10 @@ STALLED_S = 60.0
 # What is kept without a word before there is a carrier.
 PATIENT_BYTES = EARLY_PIECE_BYTES
 
-# Closed by their owners, and not gone yet.
-_lingering: "set[SocketLink | StreamLink]" = set()
+# Closed by their owners, and not gone yet; the longest so in front. No other limit counts them, and
+# a peer could have a new one for each connection that it has closed for it.
+MOST_LINGERING = 1024
+_lingering: "dict[SocketLink | StreamLink, None]" = {}
 
 INCOMING = READABLE | select.EPOLLRDHUP
 
@@ -122,6 +124,15 @@ def end_lingering() -> None:
     """Reset at once the links that were closed, and whose peers may still be sending."""
     for link in list(_lingering):
         link.reset()
+
+
+def _linger(link: "SocketLink | StreamLink") -> None:
+    _lingering[link] = None
+    if len(_lingering) > MOST_LINGERING:
+        oldest = next(iter(_lingering))
+        del _lingering[oldest]
+        # Its carrier may tell others of it, who are not to be called within a close.
+        asyncio.get_running_loop().call_soon(oldest.reset)
 
 
 class _Nobody:
@@ -240,7 +251,7 @@ class SocketLink:
         if not self._unsent and (self._ended or not linger):
             self._release()
         else:
-            _lingering.add(self)
+            _linger(self)
             self._left = len(self._unsent) + sockets.unsent_bytes(self._sock)
             self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
             self._watch()
@@ -395,7 +406,7 @@ class SocketLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            _lingering.discard(self)
+            _lingering.pop(self, None)
 
 
 _NO_CARRIER = NoCarrier()
@@ -486,7 +497,7 @@ class StreamLink:
         self.listen(True)
         self.end()
         if self._carrier is not _GONE:
-            _lingering.add(self)
+            _linger(self)
             self._timer = asyncio.get_running_loop().call_later(STALLED_S, self._linger_over)
 
     def reset(self) -> None:
@@ -653,7 +664,7 @@ class StreamLink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            _lingering.discard(self)
+            _lingering.pop(self, None)
         return carrier
 
 

@@ -56,6 +56,10 @@ class Session:
         """Return how long nothing moved."""
         return 0.0 if self._server is None else self._server.idle_s()
 
+    def spare_s(self) -> float:
+        """Return for how long it could have been spared, 0 where it cannot."""
+        return 0.0
+
     # The server's handler.
 
     def begin(self, request: Request, downstream: Downstream) -> Exchange:
@@ -76,7 +80,7 @@ class Sessions:
     """Those of one side that are open. `on_cut` hears why one was cut, on which nothing moved."""
 
     def __init__(self, on_cut: Callable[[str], None]) -> None:
-        self._open: set[Session] = set()
+        self._open: dict[Session, None] = {}  # the oldest in front
         self._idle = IdleWatch(lambda: self._open, on_cut)
         self._idle.set(CONNECTION_IDLE_S)
 
@@ -85,12 +89,20 @@ class Sessions:
 
     def add(self, session: Session) -> None:
         """There is another one."""
-        self._open.add(session)
+        self._open[session] = None
         self._idle.connected()
 
     def forget(self, session: Session) -> None:
         """It is over."""
-        self._open.discard(session)
+        self._open.pop(session, None)
+
+    def cut_spare(self, least_s: float) -> bool:
+        """Cut the oldest that could be spared for over `least_s`; return whether there was one."""
+        for session in self._open:
+            if session.spare_s() > least_s:
+                session.reset("its place was needed for another")
+                return True
+        return False
 
     def retire(self) -> None:
         """Take no more requests over those that there are; those under way go on."""

@@ -40,6 +40,15 @@ def with_header(values: Values, name: str = "X-Role") -> Ask:
     return Ask(fields=[("Accept", "*/*"), *((name, value) for value in values)])
 
 
+def test_deny_of_every_path_is_about_requests_without_one_too() -> None:
+    request = Request("OPTIONS", "*", "", "server")
+    assert matches(Permission(action="deny", path_prefix="/"), request)
+    assert matches(Permission(action="deny", path_prefix="/", methods=("OPTIONS",)), request)
+    assert not matches(Permission(action="deny", path_prefix="/", methods=("GET",)), request)
+    assert not matches(Permission(action="deny", path_prefix="/a"), request)
+    assert not matches(Permission(action="allow", path_prefix="/"), request)
+
+
 def test_the_head_of_a_request_can_be_asked_about() -> None:
     request = Request("GET", "/a", "?b", "api")
     assert matches(Permission(action="allow", methods=("GET",)), request)
