@@ -375,3 +375,6 @@ class OutboundTunnels:
         for limit, endpoint in self._attempts.items():
             if endpoint not in self._endpoints and not limit.expired():
                 limit.reschedule(self._loop.time())
+        for endpoint, task in self._warming.items():
+            if endpoint not in self._endpoints:
+                task.cancel()

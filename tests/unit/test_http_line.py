@@ -95,6 +95,12 @@ class World:
 
 @pytest.mark.parametrize("protocol", ["http", "http2"])
 @given(steps=STEPS)
+@example(
+    steps=[
+        *(("ask", 0), ("ask", 0), ("connect", 0), ("refuse", 0)),
+        *(("fail", 0), ("refuse", 0), ("leave", 8), ("leave", 0)),
+    ]
+)
 @settings(deadline=None)
 def test_what_is_counted_is_given_back_once(
     protocol: Protocol, steps: list[tuple[str, int]]
