@@ -10,8 +10,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Most tests wait for processes: two at a time. A file stays together, for what its tests share.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Most tests wait for processes: two for each core. A file stays together, for what its tests share.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What Debian has of the peers, of what loads them, and what reads the units of systemd.
