@@ -43,7 +43,7 @@ test: $(VENV)/installed-dev
 	$(PYTEST)
 
 test-long: $(VENV)/installed-dev
-	MESHRUN_TEST_LONG=1 $(PYTEST) -m long
+	MESHRUN_TEST_LONG=1 $(PYTEST) -m "long or slow"
 
 # More random histories of the state machine, and of whole sets of apps over pretended processes.
 N ?= 100000

@@ -210,6 +210,7 @@ def test_a_missing_manager_is_an_error_and_its_version_is_none(tmp_path: Path) -
     assert Missing().version() is None
 
 
+@pytest.mark.slow
 def test_the_suite_measures_what_meshrun_changes() -> None:
     wanted = [supervision.RELOAD, supervision.STATUS, supervision.DECISION]
     said: list[str] = []

@@ -11,7 +11,7 @@ from benchmarks import backend
 from benchmarks.contenders import Contender, Pair, judging
 from benchmarks.http_workloads import Calls, Judged, JudgedRequests, Streams
 from benchmarks.programs import BenchmarkError, free_ports
-from benchmarks.results import REFERENCE
+from benchmarks.results import PRODUCT, REFERENCE
 
 LOADS: list[Judged] = [
     JudgedRequests(2),
@@ -47,7 +47,11 @@ def answering(status: int) -> Iterator[Pair]:
 @pytest.mark.parametrize(
     ("load", "contender"),
     [
-        pytest.param(load, contender, id=f"{load.name}-{contender.name}")
+        pytest.param(
+            *(load, contender),
+            id=f"{load.name}-{contender.name}",
+            marks=() if contender.name == PRODUCT else pytest.mark.slow,
+        )
         for load in LOADS
         for contender in judging(load.rule)
         if contender.name != REFERENCE

@@ -166,7 +166,7 @@ def said_by_mistake(mesh: Mesh) -> list[str]:
     ]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(STORM_S + WARM_UP_S + 400)
 def test_whatever_happens_all_is_ready_again_and_each_call_that_failed_has_a_reason(
     tmp_path: Path,

@@ -82,7 +82,9 @@ def test_the_grandchildren_of_a_shell_that_waits_are_no_orphans(tmp_path: Path) 
 
 
 def test_kill_9_of_the_supervisor_leaves_no_program_and_no_port_taken(tmp_path: Path) -> None:
-    config = '[apps.web]\ncommand = "${PYTHON} -S ${APPS}/serve.py"\nready = { tcp = true }\n'
+    # Ranges of its own: between the runs the mesh of another test might take a port.
+    config = '[mesh]\nports = "28400-28409"\napp_ports = "28410-28419"\n'
+    config += '[apps.web]\ncommand = "${PYTHON} -S ${APPS}/serve.py"\nready = { tcp = true }\n'
     with Mesh(tmp_path, config) as mesh:
         mesh.up()
         port = mesh.instance("web.1").port

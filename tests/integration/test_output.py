@@ -65,9 +65,9 @@ STAY = talker("stay", "stay")
     ("count", "length"),
     [
         (400_000, 60),
-        pytest.param(2_000_000, 93, marks=pytest.mark.long),  # 200 MB
-        pytest.param(30_000_000, 0, marks=pytest.mark.long),
-        pytest.param(400, 500_000, marks=pytest.mark.long),
+        pytest.param(2_000_000, 93, marks=pytest.mark.slow),  # 200 MB
+        pytest.param(30_000_000, 0, marks=pytest.mark.slow),
+        pytest.param(400, 500_000, marks=pytest.mark.slow),
     ],
 )
 def test_who_writes_as_fast_as_it_can_waits_and_loses_no_line_but_to_the_limit_of_the_files(

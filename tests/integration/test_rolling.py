@@ -188,7 +188,9 @@ def test_where_the_first_does_not_come_back_the_others_are_left_alone(tmp_path: 
 
 
 def test_an_app_may_have_no_instance_and_get_some_again(tmp_path: Path) -> None:
-    with Mesh(tmp_path, config(TCP, 2)) as mesh:
+    # Ranges of its own: meanwhile the mesh of another test might take a port.
+    ranges = '[mesh]\nports = "28420-28429"\napp_ports = "28430-28439"\n'
+    with Mesh(tmp_path, ranges + config(TCP, 2)) as mesh:
         mesh.up()
         mesh.remember()
         ports = {row.instance: (row.port, row.sidecar_port) for row in mesh.ps()}

@@ -25,13 +25,18 @@ from h2.settings import SettingCodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.http2 import MemoryLink, RelayHandler
+from support.sampling import WHOLE
 
 from meshrun.proxy import memory
 from meshrun.proxy.http import connection2, stream2
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
 
+# Each of them is long.
+pytestmark = pytest.mark.long
+
 MOST_BYTES = 150_000
+EXAMPLES = 100 if WHOLE else 30
 
 
 def noise(seed: str, size: int) -> bytes:
@@ -230,7 +235,7 @@ def play(
 
 
 @given(STREAMS, st.integers(0, 2**32), st.tuples(WINDOWS, WINDOWS))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_no_byte_is_lost_or_out_of_order_and_each_stream_ends_once(
     streams: list[tuple[int, bool, int, bool]], seed: int, windows: tuple[int, int]
 ) -> None:
@@ -255,7 +260,7 @@ def test_no_byte_is_lost_or_out_of_order_and_each_stream_ends_once(
     st.sampled_from([100, 65_535, 300_000]),
     st.sampled_from([0, 0, 100]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_bodies_larger_than_all_windows_come_through(
     streams: list[tuple[int, bool, int, bool]], seed: int, window: int, give_up: int
 ) -> None:
@@ -276,7 +281,7 @@ def test_bodies_larger_than_all_windows_come_through(
 
 
 @given(STREAMS, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_streams_that_are_given_up_leave_the_others_whole(
     streams: list[tuple[int, bool, int, bool]], seed: int
 ) -> None:
