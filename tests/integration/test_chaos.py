@@ -193,7 +193,7 @@ def test_whatever_happens_all_is_ready_again_and_each_call_that_failed_has_a_rea
                 found += unheard_of(mesh)
             finally:
                 made, happened = calls(mesh), mesh.happened
-                found += complaints(made, happened, [*chaos.denials, *FOREVER])
+                found += complaints(made, happened, [*chaos.denials, *FOREVER], chaos.unrotated)
                 found += chaos.complaints
                 found += said_by_mistake(mesh)
                 found += [f"two at once: {path.name}" for path in tmp_path.glob("doubled.*")]

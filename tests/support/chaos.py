@@ -5,6 +5,7 @@ to choose. What they have done is kept in `acts`.
 """
 
 import math
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
-from support.explaining import Denial
+from support.explaining import Denial, Unrotated
 from support.mesh import LOOK_AGAIN_S, PATIENCE_S, Mesh
 from support.town import PAIRS, RESTARTABLE, SCALABLE, Town
 
@@ -62,6 +63,7 @@ class Chaos:
         self._stopped: list[tuple[float, ProcessId]] = []
         self.acts: list[Act] = []
         self.denials: list[Denial] = []
+        self.unrotated: list[Unrotated] = []
         self.complaints: list[str] = []
 
     @contextmanager
@@ -103,7 +105,10 @@ class Chaos:
             self._wake()
 
     def _hurt(self, rng: Random) -> None:
-        name, victim = self._victim(rng)
+        victims = self._victims(rng)
+        if not victims:
+            return  # all wait for their next try
+        name, victim = rng.choice(victims)
         number = rng.choice(SIGNALS)
         stopped_s = rng.uniform(0.1, LONGEST_STOPPED_S)
         began = time.time()
@@ -115,19 +120,20 @@ class Chaos:
         else:
             self._did(began, f"{signal.Signals(number).name[3:]} {name} ({victim.pid})")
 
-    def _victim(self, rng: Random) -> tuple[str, ProcessId]:
+    def _victims(self, rng: Random) -> list[tuple[str, ProcessId]]:
+        """Return the processes of one kind: apps, sidecars, or what the launcher has besides."""
         run = self._mesh.recorded()
         started = {each.name: each.process for each in run.processes}
         others = set(processes.children(self._mesh.launcher_pid))
         others -= {each.pid for each in run.processes}
         strays = {f"stray {pid}": found for pid in others if (found := processes.identify(pid))}
-        kinds = [
+        kinds = (
             {name: each for name, each in started.items() if not name.startswith("sidecar ")},
             {name: each for name, each in started.items() if name.startswith("sidecar ")},
             strays,
-        ]
-        chosen = rng.choices([kind for kind in kinds if kind], (5, 4, 1)[: sum(map(bool, kinds))])
-        return rng.choice(sorted(chosen[0].items()))
+        )
+        (chosen,) = rng.choices(kinds, (5, 4, 1))
+        return sorted(chosen.items())
 
     def _wake(self, now: float | None = None) -> None:
         """Let those go on who have been stopped for long enough, or all."""
@@ -221,7 +227,16 @@ class Chaos:
 
     def _rotate(self, rng: Random) -> str:
         names = rng.choice(((), (rng.choice(RESTARTABLE),)))
-        return f"rotate {names}: {len(self._mesh.client.rotate(names))} leaves"
+        began = time.time()
+        try:
+            return f"rotate {names}: {len(self._mesh.client.rotate(names))} leaves"
+        except ApiError as error:
+            late = re.match("cannot rotate: (.*) serve no new leaf", str(error))
+            if late is None:
+                raise
+            workers = late[1].split(", ")
+            self.unrotated += (Unrotated(w.partition("/")[0], began, time.time()) for w in workers)
+            return f"rotate {names}: {error}"
 
     def _deny(self, rng: Random) -> str:
         source, destination = pair = rng.choice(PAIRS)

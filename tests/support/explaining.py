@@ -13,7 +13,15 @@ import msgspec
 
 from meshrun.supervisor.cli.records import Event
 
-__all__ = ["Call", "Denial", "Trouble", "complaints", "service", "troubles"]
+__all__ = [
+    "Call",
+    "Denial",
+    "Trouble",
+    "Unrotated",
+    "complaints",
+    "service",
+    "troubles",
+]
 
 # An event is written once somebody has looked: a moment after a call has noticed it.
 NOTICED_S = 1.0
@@ -102,6 +110,15 @@ class Denial:
         return call.pair == self.pair and within
 
 
+@dataclass(frozen=True, slots=True)
+class Unrotated:
+    """A sidecar that had no new leaf in the time that it was asked for one."""
+
+    instance: str
+    asked: float
+    given_up: float
+
+
 def service(instance: str) -> str:
     """Return the service of an instance."""
     return instance.rpartition(".")[0]
@@ -138,8 +155,12 @@ def complaints(
     calls: Iterable[Call],
     events: Sequence[Event],
     denials: Sequence[Denial],
+    unrotated: Iterable[Unrotated] = (),
 ) -> Iterator[str]:
-    """Yield what is wrong with calls, and with denials that nobody has asked for."""
+    """Yield what is wrong with calls, denials that nobody asked for, rotations that did not come.
+
+    A sidecar may have no new leaf where it was not there for some of the time.
+    """
     known = troubles(events)
     callers = set()
     for call in calls:
@@ -157,6 +178,15 @@ def complaints(
     # Others are known by an address: whoever is killed in a handshake leaves that behind.
     said = [event for event in events if event.kind == "denied" and event.source in callers]
     yield from _denied_for_nothing(said, denials)
+    for late in unrotated:
+        if not any(
+            trouble.sidecar
+            and trouble.instance == late.instance
+            and trouble.began <= late.given_up
+            and late.asked <= trouble.ended
+            for trouble in known
+        ):
+            yield f"not rotated for no reason: {late}"
 
 
 def _denied_for_nothing(said: Iterable[Event], denials: Sequence[Denial]) -> Iterator[str]:

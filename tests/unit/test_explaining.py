@@ -3,7 +3,15 @@
 import math
 
 import pytest
-from support.explaining import NOTICED_S, SPREAD_S, Call, Denial, complaints, troubles
+from support.explaining import (
+    NOTICED_S,
+    SPREAD_S,
+    Call,
+    Denial,
+    Unrotated,
+    complaints,
+    troubles,
+)
 
 from meshrun.supervisor.cli.records import Event
 
@@ -105,3 +113,10 @@ def test_a_denial_in_the_timeline_must_have_been_asked_for() -> None:
     assert complained(call(""), said) == ["nobody asked for that"]
     asked = Denial(pair=("web", "db"), asked=99, in_force=100.5, taken_back=101, gone=102)
     assert complained(call("", at=100.3), said, denials=(asked,)) == []
+
+
+def test_a_sidecar_that_was_there_all_the_time_must_have_been_rotated() -> None:
+    late = [Unrotated("db.1", 100.0, 130.0)]
+    (said,) = complaints([], [event(90.0, "sidecar-exited", "db.2")], [], late)
+    assert said.startswith("not rotated for no reason")
+    assert not [*complaints([], [event(90.0, "sidecar-exited", "db.1")], [], late)]
