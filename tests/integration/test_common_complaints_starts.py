@@ -11,6 +11,8 @@ import pytest
 from support.mesh import PATIENCE_S, Mesh
 from support.traffic import ask
 
+pytestmark = pytest.mark.slow
+
 # As in `test_common_complaints`: far less than what must not be waited for.
 SOON_S = 4.0
 

@@ -76,6 +76,7 @@ def test_a_broken_file_completes_nothing_and_breaks_no_prompt(tmp_path: Path, co
     assert completed(tmp_path, "logs", "", shell="none") == []
 
 
+@pytest.mark.slow
 def test_instances_are_those_of_the_running_mesh(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up(wait=False)

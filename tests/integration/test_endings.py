@@ -184,6 +184,7 @@ def test_the_run_is_over_when_the_launcher_was_killed(tmp_path: Path) -> None:
         assert mesh.left() == []
 
 
+@pytest.mark.slow
 def test_the_next_up_ends_what_is_left_when_both_were_killed(tmp_path: Path) -> None:
     with Mesh(tmp_path, BAD_HABITS.replace("--wiped", "")) as mesh:
         mesh.up()
@@ -217,7 +218,7 @@ MOMENTS = [round(random.Random(number).uniform(0.0, 1.5), 3) for number in range
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moment_s", sample(MOMENTS, 5))
+@pytest.mark.parametrize("moment_s", sample(MOMENTS, 2))
 def test_after_a_kill_at_any_moment_of_a_start_the_next_up_works(
     tmp_path: Path, moment_s: float
 ) -> None:
@@ -234,7 +235,7 @@ def test_after_a_kill_at_any_moment_of_a_start_the_next_up_works(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moment_s", sample(MOMENTS, 3))
+@pytest.mark.parametrize("moment_s", sample(MOMENTS, 2))
 def test_an_interrupt_at_any_moment_of_a_start_leaves_nothing(
     tmp_path: Path, moment_s: float
 ) -> None:

@@ -150,6 +150,7 @@ def test_one_that_does_not_get_ready_again_by_a_restart_alone_runs_its_hook_once
         assert len(mesh.events("hook", "web.1")) == 1
 
 
+@pytest.mark.slow
 def test_at_a_stop_a_hook_that_hangs_has_the_stop_timeout_and_is_named(tmp_path: Path) -> None:
     config = hooked(
         f'on_exit = {shell("echo $$; sleep 600")}, timeout = "5m"', more='stop = { timeout = "3s" }'

@@ -58,6 +58,7 @@ def test_an_environment_that_is_not_text_reaches_the_app_as_it_is(tmp_path: Path
     assert b"LATIN=\xe9t\xe9" in environment.split(b"\0")
 
 
+@pytest.mark.slow
 def test_a_launcher_that_was_stopped_does_not_hold_up_the_end(tmp_path: Path) -> None:
     config = '[apps.a]\ncommand = "sleep 600"\nstop = { timeout = "200ms" }\n'
     with Mesh(tmp_path, config) as mesh:

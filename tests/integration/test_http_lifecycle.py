@@ -256,6 +256,7 @@ def test_only_what_may_be_asked_again_notices_that_an_app_was_killed(mesh: Mesh)
         assert load.statuses("POST") <= {200, 502, 503}
 
 
+@pytest.mark.slow
 def test_only_what_may_be_asked_again_notices_that_a_sidecar_was_killed(mesh: Mesh) -> None:
     with Program() as one, Program() as other:
         dying = server(mesh, one.port)

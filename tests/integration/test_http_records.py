@@ -69,6 +69,7 @@ def counted(sidecar: ControlledSidecar) -> Counter[tuple[str, Reporter, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_each_source_is_told_apart_only_as_long_as_there_are_few(fresh: HttpMesh) -> None:
     mesh, made_up = fresh, MOST_SOURCES + 20
     for number in range(made_up):

@@ -77,7 +77,7 @@ async def whatever_happens(
     assert set(soak.succeeded()) == set(Kind)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_in_any_weather_an_answer_is_right_or_visibly_none(protocol: Protocol) -> None:
     seed = int(os.environ.get("MESHRUN_SOAK_SEED") or (time.time() if WHOLE else SEED))

@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from support.mesh import Mesh
 from support.seeing import metrics, tapping
 from support.traffic import ask
@@ -53,6 +54,7 @@ def test_nobody_wakes_up_while_nothing_happens(tmp_path: Path) -> None:
         assert_silence(mesh)
 
 
+@pytest.mark.slow
 def test_nobody_wakes_up_for_a_log_and_a_tap_of_nothing(tmp_path: Path) -> None:
     with Mesh(tmp_path, f"[mesh]\naccess_log = true\n{ALLOWED}{CONFIG}") as mesh:
         mesh.up()
@@ -73,6 +75,7 @@ def test_nobody_wakes_up_while_files_are_watched_and_none_changes(tmp_path: Path
         assert_silence(mesh)
 
 
+@pytest.mark.slow
 def test_restarts_leave_no_descriptor_open(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()

@@ -168,6 +168,7 @@ def test_plain_tcp_is_refused_and_the_app_sees_no_connection(
     assert app.accepted == 0
 
 
+@pytest.mark.slow
 def test_slow_strangers_hold_nobody_up(mesh: Mesh, server: ControlledSidecar) -> None:
     address = ("127.0.0.1", server.endpoint.port)
     silent = [socket.create_connection(address) for _ in range(1200)]

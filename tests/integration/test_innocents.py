@@ -117,6 +117,7 @@ def said(mesh: Mesh) -> list[str]:
     return mesh.output("terminal.1")
 
 
+@pytest.mark.slow
 def test_a_mesh_in_the_foreground_of_an_app_ends_with_the_app(tmp_path: Path) -> None:
     with Mesh(tmp_path / "inner", QUIET) as inner:
         command = shlex.join([*inner.command, "up"])

@@ -125,6 +125,7 @@ def test_the_command_env_shows_what_the_app_got_but_for_the_marker(mesh: Mesh) -
     assert shown == got
 
 
+@pytest.mark.slow
 def test_addresses_are_the_same_in_the_next_run_also_beside_a_newcomer(tmp_path: Path) -> None:
     def addresses(mesh: Mesh) -> dict[str, Environment]:
         rows = {row.instance: {"sidecar": str(row.sidecar_port)} for row in mesh.ps()}

@@ -222,6 +222,7 @@ def test_a_sidecar_that_does_not_answer_is_replaced_by_one_that_enforces(mesh: M
     assert after.pid == before.pid
 
 
+@pytest.mark.slow
 def test_intentions_made_at_run_time_outlive_the_run(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()

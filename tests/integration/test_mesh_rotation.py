@@ -69,6 +69,7 @@ def shown_serial(port: int) -> str:
     return serial_text(x509.load_der_x509_certificate(leaf).serial_number)
 
 
+@pytest.mark.slow
 def test_no_call_fails_while_all_leaves_are_rotated_again_and_again(mesh: Mesh) -> None:
     seen = [*serials(mesh).values()]
     with Callers(upstream(mesh)) as callers:

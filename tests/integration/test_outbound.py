@@ -62,6 +62,7 @@ def test_with_one_of_two_endpoints_dead_every_call_succeeds(mesh: Mesh) -> None:
         assert {ask(client) for _ in range(20)} == {b"alive"}
 
 
+@pytest.mark.slow
 def test_a_silent_endpoint_does_not_hold_a_call_for_long(mesh: Mesh) -> None:
     with App(told_by("alive")) as app, listen() as silent:
         alive = server(mesh, app)

@@ -90,6 +90,7 @@ def test_who_writes_as_fast_as_it_can_waits_and_loses_no_line_but_to_the_limit_o
         assert ROTATE_BYTES < stored < 2 * ROTATE_BYTES + 4 * LINE_LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_a_terminal_that_takes_nothing_lets_the_apps_wait_and_no_memory_grow(
     tmp_path: Path,
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_follower_sees_all_through_restarts_new_instances_turned_over_files_an
             assert following.of(instance, "marker")[-1] == "ended: signal TERM"
 
 
+@pytest.mark.slow
 def test_a_follower_who_does_not_read_makes_nobody_wait_and_hears_what_it_has_missed(
     tmp_path: Path,
 ) -> None:
@@ -434,6 +436,7 @@ def test_an_app_may_close_its_terminal_and_open_it_again(tmp_path: Path) -> None
         assert mesh.instance("closed.1").pid == row.pid
 
 
+@pytest.mark.slow
 def test_the_session_of_an_app_on_a_terminal_is_hung_up_on_at_its_end(tmp_path: Path) -> None:
     with Mesh(tmp_path, talker("gone", "hung-up", more=ON_A_TERMINAL) + STAY) as mesh:
         mesh.up(wait=False)
@@ -441,6 +444,7 @@ def test_the_session_of_an_app_on_a_terminal_is_hung_up_on_at_its_end(tmp_path: 
         assert (tmp_path / "got-SIGHUP").exists()
 
 
+@pytest.mark.slow
 def test_who_writes_to_a_terminal_as_fast_as_it_can_loses_no_line(tmp_path: Path) -> None:
     count = 100_000
     config = talker("flood", "flood", f"{count}", "30", more=ON_A_TERMINAL) + STAY

@@ -144,6 +144,7 @@ ready = { log = "unended", deadline = "300ms" }
         assert "not ready within 0.3 s: no line that matches unended yet" in killed.message
 
 
+@pytest.mark.slow
 def test_one_whose_log_falls_silent_is_started_again(tmp_path: Path) -> None:
     program = "while test ! -e quiet; do echo tick; sleep 0.05; done; exec sleep 600"
     config = f"""
@@ -297,6 +298,7 @@ def test_one_that_says_it_is_stopping_and_is_not_is_killed(tmp_path: Path) -> No
         mesh.await_event("ready", "web.1", number=2)
 
 
+@pytest.mark.slow
 def test_one_that_asks_for_more_time_to_stop_is_not_killed_before(tmp_path: Path) -> None:
     config = NOTIFIER.replace("notifier.py", "notifier.py --say READY=1 --linger 2")
     with Mesh(tmp_path, config.replace("20s", "1s")) as mesh:
@@ -306,6 +308,7 @@ def test_one_that_asks_for_more_time_to_stop_is_not_killed_before(tmp_path: Path
         assert mesh.await_event("exited", "web.1").message == "web.1 ended: exit code 0"
 
 
+@pytest.mark.slow
 def test_one_that_asks_for_more_time_to_start_is_not_killed_before(tmp_path: Path) -> None:
     config = NOTIFIER.replace("60s", "2s").replace(
         "notifier.py", "notifier.py --say EXTEND_TIMEOUT_USEC=4000000"
@@ -445,6 +448,7 @@ def test_a_restart_is_followed_once_by_those_who_ask_for_it(tmp_path: Path, how:
         assert rows == {"db.1": 1, "follower.1": 1, "last.1": 1, "other.1": 0}
 
 
+@pytest.mark.slow
 def test_all_share_one_grace_when_everything_is_stopped(tmp_path: Path) -> None:
     config = ""
     for name, needed in (("db", ""), ("api", '"db"'), ("web", '"api"')):

@@ -261,6 +261,7 @@ def test_a_port_that_somebody_else_has_changes_nothing(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_port_goes_from_an_app_to_the_one_that_takes_its_place(tmp_path: Path) -> None:
     port = _free_ports(1)[0]
     extra = EXTRA + f"port = {port}\n{READY}\n"
@@ -274,6 +275,7 @@ def test_a_port_goes_from_an_app_to_the_one_that_takes_its_place(tmp_path: Path)
             assert leases.claim(port), "the port is still promised to an app"
 
 
+@pytest.mark.slow
 def test_two_apps_exchange_their_ports(tmp_path: Path) -> None:
     first, second = _free_ports(2)
     extra = (
@@ -317,6 +319,7 @@ def test_who_failed_because_another_had_failed_gets_a_try_when_that_is_mended(
         mesh.wait_for(lambda rows: rows["client.1"].ready)
 
 
+@pytest.mark.slow
 def test_who_failed_because_another_had_failed_is_left_alone_while_that_is_so(
     tmp_path: Path,
 ) -> None:
@@ -348,6 +351,7 @@ def test_new_apps_start_along_the_graph(tmp_path: Path) -> None:
         assert mesh.events("started", "last.1")[0].at > mesh.events("ready", "extra.1")[0].at
 
 
+@pytest.mark.slow
 def test_an_external_service_comes_changes_and_goes(tmp_path: Path) -> None:
     external = """
 [services.pg]
@@ -379,6 +383,7 @@ ready = { tcp = true, interval = "50ms" }
         assert "pg.1" not in processes(mesh)
 
 
+@pytest.mark.slow
 def test_a_procfile_and_the_environment_beside_it_are_read_again(tmp_path: Path) -> None:
     # The second process of a Procfile has a port that is 100 higher (foreman).
     base = next(p for p in range(25000, 30000) if is_free(p) and is_free(p + 100))
@@ -400,6 +405,7 @@ def test_a_procfile_and_the_environment_beside_it_are_read_again(tmp_path: Path)
         assert mesh.env("one")["COLOUR"] == "blue"
 
 
+@pytest.mark.slow
 def test_what_up_was_called_with_still_holds(tmp_path: Path) -> None:
     with Mesh(tmp_path, BASE + EXTRA) as mesh:
         mesh.up("extra")
@@ -417,6 +423,7 @@ def test_what_up_was_called_with_still_holds(tmp_path: Path) -> None:
         assert "of the apps that `meshrun up` was called with (extra) none is in it" in done.stderr
 
 
+@pytest.mark.slow
 def test_reloads_at_the_same_time_are_done_one_after_the_other(tmp_path: Path) -> None:
     with Mesh(tmp_path, BASE) as mesh:
         mesh.up()
@@ -437,6 +444,7 @@ def test_reloads_at_the_same_time_are_done_one_after_the_other(tmp_path: Path) -
         ]
 
 
+@pytest.mark.slow
 def test_the_mesh_can_be_ended_in_the_middle_of_a_reload(tmp_path: Path) -> None:
     never = EXTRA.replace("--mode name", "--listen-after 100") + READY + "\n"
     with Mesh(tmp_path, BASE) as mesh:

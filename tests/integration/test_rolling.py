@@ -32,7 +32,11 @@ TCP = ("serve.py --mode name", "tcp")
 HTTP = ("web.py", "http")
 
 both = pytest.mark.parametrize(
-    ("kind", "ask"), [(TCP, ask_over_tcp), (HTTP, ask_over_http)], ids=["tcp", "http"]
+    ("kind", "ask"),
+    [
+        pytest.param(TCP, ask_over_tcp, id="tcp"),
+        pytest.param(HTTP, ask_over_http, id="http", marks=pytest.mark.slow),
+    ],
 )
 
 
@@ -124,6 +128,7 @@ def test_no_call_fails_while_a_changed_file_restarts_all_instances(
         assert mesh.env("server.2")["A"] == "1"
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_its_time_is_answered_before_the_instance_is_stopped(
     tmp_path: Path,
 ) -> None:
@@ -149,6 +154,7 @@ def test_a_request_that_takes_its_time_is_answered_before_the_instance_is_stoppe
         assert not mesh.events("not-drained")
 
 
+@pytest.mark.slow
 def test_a_connection_that_does_not_end_is_cut_after_the_stop_timeout_and_that_is_said(
     tmp_path: Path,
 ) -> None:
@@ -242,6 +248,7 @@ def test_a_number_that_was_chosen_at_run_time_stays_until_the_file_has_another_o
         assert instances() == 4
 
 
+@pytest.mark.slow
 def test_instances_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> None:
     with Mesh(tmp_path, config(TCP, 1)) as mesh:
         mesh.up()

@@ -134,6 +134,7 @@ def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
         assert mesh.cli("run", "client", "--").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_command_is_seen_while_it_runs_and_its_number_is_given_again(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()

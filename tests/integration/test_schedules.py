@@ -4,6 +4,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import pytest
 from support.mesh import Mesh
 from support.traffic import wait_until
 
@@ -80,6 +81,7 @@ def test_one_that_still_runs_is_not_started_twice_and_that_is_said(tmp_path: Pat
         mesh.await_event("started", "job.1", number=2)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_schedule_and_a_start_begins_it_again(tmp_path: Path) -> None:
     with Mesh(tmp_path, job("1s")) as mesh:
         mesh.up()
@@ -92,6 +94,7 @@ def test_a_stop_ends_the_schedule_and_a_start_begins_it_again(tmp_path: Path) ->
         mesh.await_event("started", "job.1", number=begun + 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_ends_with_the_mesh(tmp_path: Path) -> None:
     with Mesh(tmp_path, job("1s", "echo begin; sleep 600")) as mesh:
         mesh.up()
@@ -102,6 +105,7 @@ def test_a_run_that_hangs_ends_with_the_mesh(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 def test_the_mesh_does_not_end_by_itself_while_there_is_a_schedule(tmp_path: Path) -> None:
     config = job("1s") + '[apps.once]\ncommand = "true"\nport = 0\n'
     with Mesh(tmp_path, config) as mesh:
@@ -111,6 +115,7 @@ def test_the_mesh_does_not_end_by_itself_while_there_is_a_schedule(tmp_path: Pat
         assert foreground.process.poll() is None
 
 
+@pytest.mark.slow
 def test_another_time_is_taken_up_by_a_reload_that_touches_no_run(tmp_path: Path) -> None:
     script = "echo begin; while [ ! -e go ]; do sleep 0.05; done"
     with Mesh(tmp_path, job("24h", script)) as mesh:
@@ -138,6 +143,7 @@ def test_what_was_kept_running_and_is_to_run_at_times_is_ended_first(tmp_path: P
         assert mesh.instance("job.1").ready
 
 
+@pytest.mark.slow
 def test_a_restart_or_start_of_everything_runs_nothing_before_its_time(tmp_path: Path) -> None:
     with Mesh(tmp_path, job("24h") + f"[apps.web]\n{IDLE}") as mesh:
         mesh.up()
@@ -166,6 +172,7 @@ hooks = { on_exit = ["sh", "-c", "echo again=$$MESHRUN_WILL_RESTART"] }""",
         assert mesh.output("job.1") == ["run", "[on_exit] again=no"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_command_is_not_there_is_said_at_each_time(tmp_path: Path) -> None:
     with Mesh(tmp_path, '[apps.job]\ncommand = "./missing"\nport = 0\nevery = "1s"\n') as mesh:
         mesh.up()

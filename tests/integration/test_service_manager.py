@@ -93,6 +93,7 @@ def test_an_app_that_fails_does_not_keep_the_service_from_having_started(
         assert "READY=1" in manager.told
 
 
+@pytest.mark.slow
 def test_a_slow_stop_says_whom_it_waits_for(tmp_path: Path, manager: Manager) -> None:
     config = """
 [apps.deaf]
@@ -122,6 +123,7 @@ def test_the_watchdog_is_fed_as_long_as_the_loop_goes_round(
         assert foreground.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["/nowhere/at/all", "vsock:2:1", "@nobody-listens-here-at-all"])
 def test_a_manager_that_is_not_there_is_no_reason_to_fail(tmp_path: Path, address: str) -> None:
     given = environment(tmp_path, NOTIFY_SOCKET=address)

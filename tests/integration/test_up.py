@@ -172,6 +172,7 @@ def test_a_second_up_says_who_runs_already(tmp_path: Path) -> None:
         assert mesh.instance("a.1").ready
 
 
+@pytest.mark.slow
 def test_isolated_copies_run_side_by_side_with_ports_of_their_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -244,6 +245,7 @@ upstreams = [{upstream}]
             assert "--isolated" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_port_that_another_mesh_has_promised_to_its_app_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

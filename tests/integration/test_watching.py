@@ -156,6 +156,7 @@ def test_instances_are_restarted_one_after_the_other_and_no_call_fails(tmp_path:
         assert times == sorted(times), "the second was stopped before the first was ready again"
 
 
+@pytest.mark.slow
 def test_one_that_is_stopped_while_others_are_restarted_before_it_stays_stopped(
     tmp_path: Path,
 ) -> None:
@@ -243,6 +244,7 @@ def test_what_is_watched_changes_by_a_reload_that_restarts_nothing(tmp_path: Pat
         assert done == "added web.2: running, ready\n"
 
 
+@pytest.mark.slow
 def test_new_instances_are_watched_too(tmp_path: Path) -> None:
     said = written(tmp_path)
     with Mesh(tmp_path, CONFIG % f"{WATCHED}\n{READY}") as mesh:
@@ -285,6 +287,7 @@ watch = { debounce = "50ms" }
         assert len(changes(mesh)) == CRASH_LOOP_EXITS
 
 
+@pytest.mark.slow
 def test_where_there_are_too_many_folders_the_app_runs_without_being_watched(
     tmp_path: Path,
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_killed_worker_is_started_again_alone_and_no_new_call_fails(
     assert after[number - 1] != before[number - 1]
 
 
+@pytest.mark.slow
 def test_all_workers_end_with_the_run_also_when_it_was_killed(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         mesh.up()

@@ -6,6 +6,7 @@ starts carries a marker in its environment, so that the end of the block can see
 was left behind, and fails if so.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ from typing import Self
 from meshrun.supervisor import cgroup, processes, runfile
 from meshrun.supervisor.cli.client import Client
 from meshrun.supervisor.cli.records import Event, InstanceRow
-from meshrun.supervisor.errors import MeshrunError
+from meshrun.supervisor.errors import MeshrunError, NotRunningError
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.statedir import StateDir
 
@@ -140,7 +141,9 @@ class Mesh:
         self._foregrounds.append(foreground)
         foreground.await_line("calls without an intention")
         if self.state_path.exists():
-            self.follow()
+            # One that ends by itself may be over by now.
+            with contextlib.suppress(NotRunningError):
+                self.follow()
         return foreground
 
     def starting(self, *args: str, by: Sequence[str] = ()) -> "Foreground":

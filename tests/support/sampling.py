@@ -5,10 +5,12 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["HISTORIES", "WHOLE", "sample"]
+__all__ = ["EXAMPLES", "HISTORIES", "WHOLE", "sample"]
 
 WHOLE = os.environ.get("MESHRUN_TEST_LONG") == "1"
 SEED = 2
+# How many examples a property that takes its time is tried with.
+EXAMPLES = 100 if WHOLE else 30
 # How many random histories of the state machine are lived through; `make histories` has more.
 HISTORIES = int(os.environ.get("MESHRUN_TEST_HISTORIES", "1000"))
 

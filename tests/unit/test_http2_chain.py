@@ -25,18 +25,16 @@ from h2.settings import SettingCodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.http2 import MemoryLink, RelayHandler
-from support.sampling import WHOLE
+from support.sampling import EXAMPLES
 
 from meshrun.proxy import memory
 from meshrun.proxy.http import connection2, stream2
 from meshrun.proxy.http.client2 import Http2Client
 from meshrun.proxy.http.server2 import Http2Server
 
-# Each of them is long.
 pytestmark = pytest.mark.long
 
 MOST_BYTES = 150_000
-EXAMPLES = 100 if WHOLE else 30
 
 
 def noise(seed: str, size: int) -> bytes:

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.lines import Asked, Far, instances
+from support.sampling import EXAMPLES
 
 from meshrun.proxy.framing import Refusal
 from meshrun.proxy.messages import Protocol
+
+pytestmark = pytest.mark.long
 
 OLD, NEW = instances(3, "old"), instances(2, "new")
 
@@ -101,7 +104,7 @@ class World:
         *(("fail", 0), ("refuse", 0), ("leave", 8), ("leave", 0)),
     ]
 )
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_what_is_counted_is_given_back_once(
     protocol: Protocol, steps: list[tuple[str, int]]
 ) -> None:
@@ -129,7 +132,7 @@ def test_what_is_counted_is_given_back_once(
 @pytest.mark.parametrize("protocol", ["http", "http2"])
 @given(steps=STEPS)
 @example(steps=[("ask", 0), ("connect", 0), ("leave", 8), ("refuse", 1)])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=EXAMPLES)
 def test_every_request_is_answered_once_instances_are_well(
     protocol: Protocol, steps: list[tuple[str, int]]
 ) -> None:
