@@ -1,6 +1,6 @@
 # make up        the example mesh, from nothing (Python 3.11 or newer is all it needs)
 # make test      everything that must hold, under 5 minutes on two cores
-# make test-long the long tests whole, under 20
+# make test-long the long tests whole, and what is slow, under 20
 # make histories 100,000 random histories of the state machine instead of 1,000, a quarter of an hour; N=…
 # make chaos     a quarter of an hour of kills, stops and changes at once; SECONDS=… SEED=…
 # make lint      format, lint, types, import directions

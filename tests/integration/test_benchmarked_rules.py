@@ -19,8 +19,8 @@ LOADS: list[Judged] = [
     Streams(4, connections=2),
     Calls(2),
 ]
-# Of these all is slow but two.
-CHECKED = [(PRODUCT, LOADS[0]), (PRODUCT, LOADS[-1])]
+# All of them are slow, but for this.
+CHECKED = [(PRODUCT, LOADS[-1])]
 
 
 @contextmanager

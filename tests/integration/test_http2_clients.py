@@ -126,7 +126,7 @@ async def in_parts(data: bytes) -> AsyncIterator[bytes]:
         yield data[at : at + MIB]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_files_of_every_size_go_both_ways(nginx: tuple[Passage, Path]) -> None:
     passage, files = nginx
 

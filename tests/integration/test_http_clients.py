@@ -193,6 +193,7 @@ def test_both_directions_stream_at_the_same_time(mesh: Mesh) -> None:
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_slows_the_app_and_fills_no_memory(mesh: Mesh) -> None:
     async def main() -> None:
         async with serving() as (_, port):
@@ -315,6 +316,7 @@ async def settled(sidecars: tuple[ControlledSidecar, ...]) -> None:
         await asyncio.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_requests_share_connections_to_the_app(mesh: Mesh) -> None:
     async def main() -> None:
         async with serving() as (echo, port):

@@ -194,6 +194,7 @@ def test_the_kernel_is_to_choose_an_app_before_what_ends_the_others(tmp_path: Pa
         assert launcher <= sidecar
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_does_not_hear_the_terminal_close(tmp_path: Path) -> None:
     with Mesh(tmp_path, QUIET, wrapper=["nohup"]) as mesh:
         foreground = mesh.foreground()

@@ -110,6 +110,7 @@ to = "database"
 """
 
 
+@pytest.mark.slow
 def test_an_external_service_with_a_probe_is_ready_while_it_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -314,6 +314,7 @@ class Following:
         return [str(line["line"]) for line in mine]
 
 
+@pytest.mark.slow
 def test_a_follower_sees_all_through_restarts_new_instances_turned_over_files_and_the_end(
     tmp_path: Path,
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_command_has_the_app_s_environment_with_upstream_ports_of_its_own(tmp_
         assert not {"PORT", "MESHRUN_RUN_ID"} & set(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -121,6 +122,7 @@ def test_the_exit_code_is_the_command_s(tmp_path: Path, command: list[str], code
         mesh.await_event("command-ended", "client.run-1")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_run_is_said(tmp_path: Path) -> None:
     with Mesh(tmp_path, CONFIG) as mesh:
         none = mesh.cli("run", "client", "true")

@@ -69,6 +69,7 @@ def test_a_start_runs_it_now_and_how_it_ended_is_said(tmp_path: Path) -> None:
         assert (row.state, row.exit_code, row.restarts) == ("waiting", 3, 0)
 
 
+@pytest.mark.slow
 def test_one_that_still_runs_is_not_started_twice_and_that_is_said(tmp_path: Path) -> None:
     script = "echo begin; while [ ! -e go ]; do sleep 0.05; done; echo end"
     with Mesh(tmp_path, job("1s", script)) as mesh:

@@ -657,6 +657,7 @@ def test_a_tap_that_nobody_reads_is_given_up_and_no_request_waits_for_it(mesh: M
 # On trial.
 
 
+@pytest.mark.slow
 def test_a_dry_run_lets_through_and_says_what_it_would_do_until_it_is_enforced(
     tmp_path: Path,
 ) -> None:

@@ -65,7 +65,7 @@ async def weather(soak: Soak) -> tuple[MemoryBytes, MemoryBytes]:
         return first, await asyncio.to_thread(soak.settle)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_in_any_weather_all_bytes_arrive_or_a_reset_tells_and_nothing_is_left_behind() -> None:
     seed = int(os.environ.get("MESHRUN_SOAK_SEED") or (time.time() if WHOLE else SEED))
     print(f"for the same streams again: MESHRUN_SOAK_SEED={seed}")

@@ -672,6 +672,7 @@ def test_an_app_that_never_listens_fails_with_the_reason_on_both_sides(mesh: Mes
     assert not reports(server)
 
 
+@pytest.mark.slow
 def test_a_call_moves_from_an_app_that_never_listens_to_one_that_does(mesh: Mesh) -> None:
     with App(echo) as app:
         dead = mesh.sidecar("server", app=free_port(), default="allow", timeout_s=0.2)

@@ -159,6 +159,7 @@ upstreams = ["a"]
             assert list(pool.map(lambda c: say(*c), calls)) == [b"to b", b"to a"]
 
 
+@pytest.mark.slow
 def test_a_second_up_says_who_runs_already(tmp_path: Path) -> None:
     config = '[apps.a]\ncommand = "${PYTHON} -S ${APPS}/idle.py"\nport = 0\n'
     with Mesh(tmp_path, config) as mesh:
@@ -261,6 +262,7 @@ def test_a_port_that_another_mesh_has_promised_to_its_app_is_refused(tmp_path: P
         assert two.instance("a.1").port == port
 
 
+@pytest.mark.slow
 def test_ports_are_the_same_in_the_next_run(tmp_path: Path) -> None:
     # Ranges of its own: between the runs the mesh of another test might take a port.
     config = '[mesh]\nports = "28000-28099"\napp_ports = "28100-28199"\n'
@@ -305,6 +307,7 @@ port = 0
         assert foreground.text.count("cannot write the logs") == 1
 
 
+@pytest.mark.slow
 def test_instances_and_names_are_chosen_on_the_command_line(tmp_path: Path) -> None:
     config = (
         '[apps.server]\ncommand = "${PYTHON} -S ${APPS}/serve.py"\n'
