@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.mesh import Mesh
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 [apps.web]
 command = "${PYTHON} -S ${APPS}/idle.py"

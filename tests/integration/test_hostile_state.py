@@ -11,6 +11,8 @@ from support.mesh import PATIENCE_S, Mesh
 
 from meshrun.supervisor import processes
 
+pytestmark = pytest.mark.slow
+
 CONFIG = '[apps.a]\ncommand = "sleep 600"\n'
 
 

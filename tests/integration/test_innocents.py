@@ -17,6 +17,8 @@ from support.mesh import PATIENCE_S, Mesh, await_any_exit
 from meshrun.supervisor import processes
 from meshrun.supervisor.processes import ProcessId
 
+pytestmark = pytest.mark.slow
+
 QUIET = '[apps.web]\ncommand = "${PYTHON} -S ${APPS}/idle.py --child"\n'
 
 

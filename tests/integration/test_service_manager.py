@@ -220,6 +220,8 @@ port = 0
 upstreams = [{ service = "server", port = %d }]
 [[intentions]]
 from = "client"
+
+pytestmark = pytest.mark.slow
 to = "server"
 """
 

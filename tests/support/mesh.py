@@ -24,7 +24,7 @@ from typing import Self
 from meshrun.supervisor import cgroup, processes, runfile
 from meshrun.supervisor.cli.client import Client
 from meshrun.supervisor.cli.records import Event, InstanceRow
-from meshrun.supervisor.errors import MeshrunError, NotRunningError
+from meshrun.supervisor.errors import MeshrunError
 from meshrun.supervisor.processes import ProcessId
 from meshrun.supervisor.statedir import StateDir
 
@@ -141,8 +141,8 @@ class Mesh:
         self._foregrounds.append(foreground)
         foreground.await_line("calls without an intention")
         if self.state_path.exists():
-            # One that ends by itself may be over by now.
-            with contextlib.suppress(NotRunningError):
+            # One that ends by itself may be over by now, or end while it is asked.
+            with contextlib.suppress(MeshrunError):
                 self.follow()
         return foreground
 
