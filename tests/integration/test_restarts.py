@@ -112,6 +112,8 @@ def test_five_crashes_are_a_crash_loop_that_shows_the_next_try_and_the_last_line
         assert row.next_try_in_s is not None
         assert "crash loop: next try in" in foreground.await_line("crash loop")
         foreground.await_line("the last lines of app.1")
+        # Until it is started again it takes longer each time, at last longer than to ask.
+        mesh.wait_for(lambda rows: (rows["app.1"].next_try_in_s or 0.0) > 2.0)
         said = mesh.cli("why", "app", check=True).stdout
         for part in (
             "crash-loop, not ready, since ",

@@ -17,6 +17,8 @@ from meshrun.supervisor.journal import open_journal
 from meshrun.supervisor.sdnotify import Contact
 from meshrun.supervisor.service_manager import ServiceManager
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 [apps.server]
 command = "${PYTHON} -S ${APPS}/serve.py --listen-after 0.3"
@@ -220,8 +222,6 @@ port = 0
 upstreams = [{ service = "server", port = %d }]
 [[intentions]]
 from = "client"
-
-pytestmark = pytest.mark.slow
 to = "server"
 """
 
