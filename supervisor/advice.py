@@ -1,7 +1,7 @@
 """What is valid in mesh.toml and yet seldom meant: said by `check` and when the mesh starts."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from meshrun.supervisor.plan import Plan
 
@@ -23,14 +23,26 @@ def _unexpanded(plan: Plan, name: str) -> Iterator[str]:
     """
     app = plan.configuration.apps[name]
     instance = next(iter(plan.of(name)), None)
-    if app.shell or not app.expand or instance is None:
+    if instance is None:
         return
     known = instance.environment or {}
-    words = [word for word in app.command if not any(letter.isspace() for letter in word)]
-    found = [match[1] for word in words for match in _AS_A_SHELL_WOULD.finditer(word)]
-    for variable in dict.fromkeys(found):
+    by_shell = app.shell or not app.expand
+    for variable in () if by_shell else _as_a_shell_would(app.command):
         if variable in known:
             yield (
                 f"apps.{name}.command has ${variable}, which nobody expands: "
                 f"write ${{{variable}}}, or say shell = true"
             )
+    for hook, words in (("on_ready", app.hooks.on_ready), ("on_exit", app.hooks.on_exit)):
+        for variable in _as_a_shell_would(words):
+            if variable in known:
+                yield (
+                    f"apps.{name}.hooks.{hook} has ${variable}, which nobody expands: "
+                    f"write ${{{variable}}}"
+                )
+
+
+def _as_a_shell_would(words: Iterable[str]) -> list[str]:
+    single = [word for word in words if not any(letter.isspace() for letter in word)]
+    found = [match[1] for word in single for match in _AS_A_SHELL_WOULD.finditer(word)]
+    return list(dict.fromkeys(found))

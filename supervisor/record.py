@@ -33,6 +33,7 @@ class Record:
         self._journal = journal
         self._known: dict[str, runfile.Recorded] = {}
         self._due: asyncio.Handle | None = None
+        self._complaint = ""
 
     def changed(self, name: str) -> None:
         """See that the process of this name is another one, or none."""
@@ -47,7 +48,15 @@ class Record:
         try:
             runfile.write(self._prepared.state, self._content())
         except OSError as error:
-            self._journal.error(f"cannot write run.json: {error.strerror}")
+            self._complain(f"cannot write run.json: {error.strerror}")
+        else:
+            self._complaint = ""
+
+    def _complain(self, complaint: str) -> None:
+        # Once, and not for every process that comes and goes while a disk is full.
+        if complaint != self._complaint:
+            self._complaint = complaint
+            self._journal.error(complaint)
 
     def _content(self) -> runfile.RunFile:
         recorded = [self._recorded(name, pid) for name, pid in self._running()]

@@ -7,7 +7,7 @@ import pytest
 
 from meshrun.supervisor import plan
 from meshrun.supervisor.advice import advice
-from meshrun.supervisor.configuration.model import App, Configuration, Mesh
+from meshrun.supervisor.configuration.model import App, Configuration, Hooks, Mesh
 
 WEB = App(name="web", command=("run",))
 
@@ -44,3 +44,9 @@ def test_what_is_meant_as_it_stands_is_not_mentioned(word: str) -> None:
 def test_nothing_is_said_where_a_shell_expands(app: App) -> None:
     assert said_of(replace(app, command=("run $PORT",))) == []
     assert said_of(replace(app, command=("$PORT",))) == []
+
+
+def test_a_hook_is_looked_at_as_well() -> None:
+    hooks = Hooks(on_ready=("announce", "$PORT"), on_exit=("sh", "-c", "echo $PORT"))
+    (sentence,) = said_of(replace(WEB, hooks=hooks, shell=True, command=("run $PORT",)))
+    assert sentence == ("apps.web.hooks.on_ready has $PORT, which nobody expands: write ${PORT}")
